@@ -1,0 +1,12 @@
+"""Case 3, JIT only: compiled dynamic operations around the Hugging Face model's eager forward.
+
+Held fixed: the model's own forward, launched kernel by kernel. Varied against Case 1: checking,
+copying, position bookkeeping and sampling are compiled (``--ops torchscript``, ``inductor`` or ``native``).
+
+    python case3_jit_only.py --ttft-iterations 5 --p99-iterations 100
+"""
+
+from hybridgraph.main import run_case
+
+if __name__ == "__main__":
+    raise SystemExit(run_case("case3"))

@@ -1,0 +1,11 @@
+"""The synchronous rolling server of Case 4: padded graphs, compiled operations, no background capture.
+
+Same protocol and pool as ``case4_jit_cuda_generator.py``; any client of Case 4 can measure it.
+
+    python graph_generator_rolling_cuda.py --socket /tmp/jit-cuda/socket
+"""
+
+from hybridgraph.main import serve
+
+if __name__ == "__main__":
+    raise SystemExit(serve("case4", background=False))

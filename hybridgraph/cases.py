@@ -1,0 +1,125 @@
+"""The cases of the study: what each holds fixed and what it varies, in one table.
+
+Scripts, result files, table columns and the generator all read this module, so that
+a case cannot mean two things in two places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hybridgraph.errors import UserError
+
+PAPER_PROMPT_LENGTHS = (10, 50, 100, 150, 200, 250, 300, 350, 400)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of the study's design.
+
+    ``graphs`` is the policy of the rolling pool: ``"none"``, ``"exact"`` (a graph serves
+    its own length only) or ``"padded"`` (a graph serves the lengths up to its own).
+    ``ops`` and ``forward`` are ``None`` where the engine under test brings its own.
+    """
+
+    key: str
+    name: str  # stem of every file the case writes
+    title: str  # heading of its column
+    column: str  # prefix of its columns in the final tables
+    script: str  # what a user runs
+    ops: str | None = None
+    forward: str | None = None
+    graphs: str = "none"
+    precapture: str = ""
+    async_capture: bool = False
+
+
+CASE1 = Case(
+    key="case1", name="case1_baseline", title="Baseline", column="baseline", script="case1_baseline.py", forward="hf"
+)
+CASE2 = Case(
+    key="case2",
+    name="case2_async_cuda",
+    title="CUDA Graph",
+    column="cuda_graph",
+    script="run_case2_benchmark.sh",
+    ops="native",
+    forward="hf",
+    graphs="exact",
+    precapture="1-50",
+    async_capture=True,
+)
+CASE3 = Case(
+    key="case3",
+    name="case3_jit_only",
+    title="JIT only",
+    column="jit_only",
+    script="case3_jit_only.py",
+    ops="torchscript",
+    forward="hf",
+)
+CASE4 = Case(
+    key="case4",
+    name="case4_jit_cuda",
+    title="JIT+CUDA",
+    column="jit_cuda",
+    script="run_case4_benchmark.sh",
+    ops="torchscript",
+    forward="hf",
+    graphs="padded",
+    precapture="10-500:10",
+    async_capture=True,
+)
+CASE4_FUSED = Case(
+    key="case4_fused",
+    name="case4_jit_cuda_fused",
+    title="JIT+CUDA fused",
+    column="jit_cuda_fused",
+    script="run_case4_benchmark.sh --forward fused",
+    ops="inductor",
+    forward="fused",
+    graphs="padded",
+    precapture="10-500:10",
+    async_capture=True,
+)
+CASE5 = Case(
+    key="case5",
+    name="case5_tensorrt_llm",
+    title="TensorRT-LLM",
+    column="tensorrt",
+    script="case5_tensorrt_llm.py",
+)
+
+CASES = (CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5)
+
+# Engines a user would pick instead. They enter a table only when they were measured.
+HF_STATIC = Case(
+    key="hf_static",
+    name="peer_hf_static",
+    title="HF static cache",
+    column="hf_static",
+    script="case5_tensorrt_llm.py --engine hf-static",
+)
+VLLM = Case(key="vllm", name="peer_vllm", title="vLLM", column="vllm", script="case5_tensorrt_llm.py --engine vllm")
+TENSORRT_SINGLE = Case(
+    key="case5_single",
+    name="case5_tensorrt_llm_single",
+    title="TensorRT-LLM, single process",
+    column="tensorrt_single",
+    script="case5_tensorrt_llm.py --engine tensorrt-llm-single",
+)
+
+PEERS = (TENSORRT_SINGLE, HF_STATIC, VLLM)
+
+# The synchronous rolling servers: the pair's protocol and pool, without background capture.
+CUDA_ONLY_SERVER = "cuda_only_rolling_server.py"
+JIT_SERVER = "graph_generator_rolling_cuda.py"
+
+
+def case_by_key(key: str) -> Case:
+    """The case called ``key``; raises UserError with the known keys otherwise."""
+    for case in CASES + PEERS:
+        if case.key == key:
+            return case
+    known = ", ".join(case.key for case in CASES + PEERS)
+    raise UserError(f"unknown case '{key}': one of {known}")

@@ -1,0 +1,185 @@
+"""Every setting of every entry point: one frozen dataclass, and the command line derived from it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hybridgraph.cases import PAPER_PROMPT_LENGTHS
+from hybridgraph.errors import UserError
+
+DTYPES = ("float16", "bfloat16", "float32")
+MAX_ITERATIONS = 1_000_000  # a raw sample is about 1 KiB in memory: beyond this a run could not hold its own
+DEFAULT_MAX_SEQ_LEN = 512
+
+
+def _setting(default: Any, help_text: str, **arguments: Any) -> Any:
+    """A field with the arguments of its command-line flag."""
+    return field(default=default, metadata={"help": help_text, **arguments})
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """``"1-50"`` (a range), ``"10-500:10"`` (a step range) or ``"10,20,64"`` (a list); ends included."""
+    lengths: list[int] = []
+    for part in text.split(","):
+        span, _, step = part.strip().partition(":")
+        first, dash, last = span.partition("-")
+        try:
+            low = int(first)
+            high, stride = (int(last) if dash else low), (int(step) if step else 1)
+        except ValueError:
+            raise UserError(f"'{text}' is no list of lengths: write 1-50, 10-500:10 or 10,20,64") from None
+        if low < 1 or high < low or stride < 1:
+            raise UserError(f"'{part.strip()}' in '{text}' is no range of lengths: they start at 1 and ascend")
+        if high > MAX_ITERATIONS:
+            raise UserError(f"length {high} in '{text}' is beyond any model's positions")
+        lengths += range(low, high + 1, stride)
+    return tuple(dict.fromkeys(lengths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The configuration of one run. ``None`` means: follows the device or the case, and is printed."""
+
+    model: str | None = _setting(
+        None, "hub id, local directory, or a built-in shape: llama-2-7b, tiny-llama (default follows the device)"
+    )
+    load_format: str = _setting(
+        "dummy", "dummy: seeded random weights of the real shape; auto: real ones", choices=("dummy", "auto")
+    )
+    dtype: str | None = _setting(None, "precision (default: float16 on a GPU, float32 on the CPU)", choices=DTYPES)
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
+    prompt_lengths: tuple[int, ...] = _setting(
+        PAPER_PROMPT_LENGTHS, "lengths to measure, such as 10,50,100 or 50-400:50", type=parse_lengths, metavar="SPEC"
+    )
+    ttft_iterations: int = _setting(5, "requests a length for TTFT", type=int, metavar="N")
+    p99_iterations: int = _setting(100, "requests a length for P99", type=int, metavar="N")
+    decode_tokens: int = _setting(0, "further tokens a request to measure ITL over (0: none)", type=int, metavar="N")
+    warmup: int = _setting(0, "unmeasured requests before the protocol (the paper: 0)", type=int, metavar="N")
+    temperature: float = _setting(0.7, "sampling temperature, over the full vocabulary", type=float, metavar="T")
+    greedy: bool = _setting(False, "take the likeliest token instead of sampling")
+    seed: int = _setting(0, "seed of weights, prompts and sampling", type=int, metavar="N")
+    max_seq_len: int | None = _setting(
+        None, "positions of the KV cache (default: 512, more when asked lengths need it)", type=int, metavar="N"
+    )
+    prompt_file: str | None = _setting(None, "text to cut the prompts from (needs real weights)", metavar="PATH")
+    output_dir: str = _setting("output", "where results go", metavar="DIR")
+    resume: bool = _setting(False, "finish an interrupted run: nothing measured is measured again")
+    json: bool = _setting(False, "the last line of standard output is one JSON document of the results")
+    ops: str | None = _setting(
+        None, "dynamic operations (default: the case's own)", choices=("torchscript", "inductor", "native")
+    )
+    forward: str = _setting(
+        "hf", "Case 4's forward: Hugging Face's own, or the fused one over the same weights", choices=("hf", "fused")
+    )
+    max_graphs: int = _setting(50, "graphs the rolling pool holds", type=int, metavar="N")
+    precapture: str | None = _setting(
+        None, "lengths captured before serving: 1-50, 10-500:10 or 10,20,64 (default: the case's)", metavar="SPEC"
+    )
+    async_capture: bool = _setting(True, "capture further graphs in the background while serving")
+    share_buffers: bool = _setting(
+        False, "the client runs the dynamic operations itself, on buffers the generator shares"
+    )
+    socket: str | None = _setting(None, "the generator's socket (default: a fresh private directory)", metavar="PATH")
+    engine: str = _setting(
+        "tensorrt-llm",
+        "Case 5's engine, or a peer in its place",
+        choices=("tensorrt-llm", "tensorrt-llm-single", "hf-static", "vllm"),
+    )
+
+    def __post_init__(self) -> None:
+        """Raise UserError for the first value that no run could use."""
+        for name in ("prompt_lengths",):
+            if not self.prompt_lengths or min(self.prompt_lengths) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {self.prompt_lengths}: a length is 1 or more")
+        for name, least in (
+            ("ttft_iterations", 0),
+            ("p99_iterations", 0),
+            ("decode_tokens", 0),
+            ("warmup", 0),
+            ("seed", 0),
+            ("max_graphs", 1),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= MAX_ITERATIONS:
+                raise UserError(f"--{name.replace('_', '-')} {value}: from {least} to {MAX_ITERATIONS}")
+        if not 0.0 < self.temperature <= 100.0:
+            raise UserError(f"--temperature {self.temperature}: above 0 and at most 100 (--greedy takes the likeliest)")
+        if self.max_seq_len is not None and self.longest_request > self.max_seq_len:
+            raise UserError(
+                f"--max-seq-len {self.max_seq_len} is less than the longest request: "
+                f"{max(self.prompt_lengths)} prompt ids and {self.new_tokens} new ones"
+            )
+        if self.prompt_file is not None and self.load_format != "auto":
+            raise UserError("--prompt-file needs a tokenizer and real weights: add --load-format auto")
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
+            raise UserError(f"--device {self.device}: one of auto, cpu, cuda, cuda:N")
+        if self.precapture is not None:
+            parse_lengths(self.precapture)
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of the longest answer this run asks for."""
+        return 1 + self.decode_tokens
+
+    @property
+    def longest_request(self) -> int:
+        """Positions the longest request needs, prompt and answer."""
+        return max(self.prompt_lengths) + self.new_tokens
+
+    @property
+    def positions(self) -> int:
+        """Positions the KV cache is given: as asked, otherwise 512 or what the requests need, in steps of 64."""
+        return self.max_seq_len or max(DEFAULT_MAX_SEQ_LEN, -(-self.longest_request // 64) * 64)
+
+    @property
+    def request_temperature(self) -> float:
+        """The temperature every request carries: 0 is greedy."""
+        return 0.0 if self.greedy else self.temperature
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output_dir)
+
+    def as_json(self) -> dict[str, Any]:
+        """Every resolved setting as JSON values."""
+        return asdict(self) | {"prompt_lengths": list(self.prompt_lengths)}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists every flag)")
+
+
+def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
+    flag = "--" + setting.name.replace("_", "-")
+    arguments = dict(setting.metadata)
+    if isinstance(setting.default, bool):
+        # The flag says the opposite of the default, so that one word changes it.
+        if setting.default:
+            parser.add_argument(
+                "--no-" + setting.name.replace("_", "-"),
+                dest=setting.name,
+                action="store_false",
+                help=f"do not {arguments['help']}",
+            )
+        else:
+            parser.add_argument(flag, dest=setting.name, action="store_true", help=arguments["help"])
+        return
+    if setting.default is not None and setting.name != "prompt_lengths":
+        arguments["help"] += f" (default: {setting.default})"
+    parser.add_argument(flag, dest=setting.name, default=setting.default, **arguments)
+
+
+def parse_args(argv: Sequence[str] | None, *, description: str) -> Config:
+    """The configuration that a command line asks for; raises UserError for anything it cannot mean."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for setting in fields(Config):
+        _add_flag(parser, setting)
+    try:
+        return Config(**vars(parser.parse_args(argv)))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,95 @@
+"""What is passed between a source of tokens, the measuring loop and the files.
+
+Plain dataclasses of plain values: they travel over IPC and into files unchanged, and
+can be read without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from hybridgraph.roofline import ModelShape, Rates
+
+GraphPath = Literal["exact", "padded", "captured", "eager"]
+GRAPH_PATHS: tuple[GraphPath, ...] = ("exact", "padded", "captured", "eager")
+
+# "cold": the process's first request; "first_seen": the first at its prompt length; "warm": every other.
+Warmth = Literal["cold", "first_seen", "warm"]
+
+Phase = Literal["ttft", "p99", "decode"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One prompt to answer. ``temperature`` 0 is greedy; ``seed`` fixes every draw of a sampled answer."""
+
+    prompt_ids: list[int]
+    max_new_tokens: int = 1
+    temperature: float = 0.7
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a source knows about the answer it has just finished."""
+
+    device_ms: float | None = None  # device time from the first operation of the prompt to its first sampled id
+    graph_path: GraphPath | None = None
+    engine_ttft_ms: float | None = None  # the engine's own first-token metric, where it has one
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """Who answers: enough to interpret every number that was measured on it."""
+
+    model: str
+    dtype: str
+    load_format: str
+    device: str  # the name of the processor or GPU
+    vocab_size: int
+    max_seq_len: int
+    special_ids: tuple[int, ...] = ()
+    graph_backend: str = "none"  # "none", "cuda", "emulated", or what the engine calls its own
+    ops: str = ""
+    forward: str = ""
+    shape: ModelShape | None = None
+    rates: Rates | None = None
+    environment: dict[str, Any] = field(default_factory=dict)  # JSON values only
+
+
+class TokenSource(Protocol):
+    """Anything that turns prompt ids into a stream of ids: the only thing the measuring loop knows."""
+
+    @property
+    def info(self) -> SourceInfo: ...
+
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        """Answer ``request``: call ``emit`` with each id at the moment it is a Python int in this process."""
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and costs of the source's life so far, as JSON values."""
+        ...
+
+    def close(self) -> None:
+        """Release the device, the processes and the sockets that this source started."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One request, as measured. Raw: every published figure is computed from these."""
+
+    run_id: str
+    phase: Phase
+    prompt_length: int
+    iteration: int
+    warmth: Warmth
+    ttft_ms: float
+    device_ms: float | None = None
+    engine_ttft_ms: float | None = None
+    graph_path: GraphPath | None = None
+    itl_ms: list[float] = field(default_factory=list)
+    gc_collections: int = 0  # collections of Python's collector that ran inside the sample
