@@ -7,8 +7,8 @@ can be read without torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Protocol
 
 from hybridgraph.roofline import ModelShape, Rates
 
@@ -93,3 +93,44 @@ class Sample:
     graph_path: GraphPath | None = None
     itl_ms: list[float] = field(default_factory=list)
     gc_collections: int = 0  # collections of Python's collector that ran inside the sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What tells a row's run from every other; the last columns of every row."""
+
+    graph_backend: str
+    model: str
+    dtype: str
+    load_format: str
+    device: str
+    run_id: str
+    ops: str
+    forward: str
+    sampling: str  # "T=0.7" or "greedy"
+    seed: int
+    protocol: str  # "paper", or what was different
+    started: str  # ISO 8601, UTC
+    commit: str  # of this project; "-dirty" behind it where the tree had changes; empty outside a checkout
+
+    # Rows enter one table only when they agree on all of these.
+    COMPARABLE: ClassVar[tuple[str, ...]] = ("device", "model", "dtype", "load_format", "sampling", "protocol")
+
+
+IDENTITY_COLUMNS = tuple(f.name for f in fields(RunIdentity))
+
+TTFT_COLUMNS = (
+    "prompt_length", "mean_ms", "std_ms", "min_ms", "max_ms", "samples",
+    "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio",
+    *GRAPH_PATHS, *IDENTITY_COLUMNS, "cold_ms", "warm_p50_ms", "warm_samples", "engine_ttft_ms", "gc_collections",
+)  # fmt: skip
+
+P99_COLUMNS = (
+    "prompt_length", "mean_ms", "p99_ms", "samples",
+    *GRAPH_PATHS, *IDENTITY_COLUMNS, "p50_ms", "min_ms", "max_ms", "device_mean_ms", "device_p99_ms", "gc_collections",
+)  # fmt: skip
+
+DECODE_COLUMNS = (
+    "prompt_length", "new_tokens", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms", "tokens_per_s", "gb_per_s", "floor_ms",
+    *IDENTITY_COLUMNS, "samples",
+)  # fmt: skip

@@ -74,7 +74,7 @@ class ModelShape:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that one forward must read: the layers and the output projection (fp16 Llama-2-7B: 13.2 GB)."""
+        """Bytes of weights one forward must read: layers and output projection (Llama-2-7B in fp16: 13.2 GB)."""
         return (self.num_layers * self.layer_params + self.head_params) * self.bytes_per_element
 
     def kv_bytes(self, context: int) -> int:
