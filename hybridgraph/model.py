@@ -1,0 +1,218 @@
+"""Models: a name, a load format and a precision become a Hugging Face module on the device."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hybridgraph.errors import UserError
+from hybridgraph.roofline import ModelShape
+from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Standard deviation of dummy weights: small enough that 32 layers stay finite in half precision.
+DUMMY_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run, and what identifies it."""
+
+    module: PreTrainedModel
+    name: str
+    dtype: torch.dtype
+    load_format: str
+    device: torch.device
+    shape: ModelShape | None
+    special_ids: tuple[int, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.module.config.get_text_config().vocab_size)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the architecture was made for; no limit known counts as a very long one."""
+        return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def load_model(name: str, *, load_format: str, dtype: str, device: torch.device, seed: int) -> LoadedModel:
+    """Load ``name``: a built-in shape, a local directory or, with load format ``auto``, a hub id or a GGUF file.
+
+    Raises UserError, in one line, for a model that does not exist, is gated, does not fit the
+    device, or whose files are unusable.
+    """
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    if load_format == "dummy":
+        module = _dummy_module(_local_config(name), torch_dtype, device, seed)
+    else:
+        module = _real_module(name, torch_dtype, device)
+    module.eval().requires_grad_(False)
+    return LoadedModel(
+        module=module,
+        name=name,
+        dtype=torch_dtype,
+        load_format=load_format + (", dequantized" if name.endswith(".gguf") else ""),
+        device=device,
+        shape=_checked_shape(module, dtype),
+        special_ids=_special_ids(module),
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory or hub id; raises UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    with _loading(name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def _local_config(name: str) -> PretrainedConfig:
+    """The configuration of a built-in shape or of a directory's ``config.json``, read without a network."""
+    from transformers import AutoConfig
+
+    numbers = builtin_config(name) or _read_config_json(name)
+    model_type = numbers.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise UserError(f"{name}/config.json has no model_type: it is no Hugging Face model configuration")
+    try:
+        return AutoConfig.for_model(model_type, **numbers)
+    except Exception as error:
+        # Whatever a configuration class objects to is a fault of the file's values.
+        raise UserError(f"{name}/config.json: {_first_line(error)}") from None
+
+
+def _read_config_json(name: str) -> dict[str, Any]:
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        raise UserError(
+            f"unknown model '{name}': with --load-format dummy, one of {', '.join(BUILTIN_SHAPES)} "
+            "or a local directory with a config.json (hub ids need --load-format auto)"
+        )
+    path = directory / "config.json"
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory} holds no config.json: it is no model directory") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON: {_first_line(error)}") from None
+    if not isinstance(numbers, dict):
+        raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
+    return numbers
+
+
+def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, seed: int) -> PreTrainedModel:
+    """The architecture with seeded weights, made on the device in the target precision.
+
+    The module is built without storage, so no weight passes through host memory or float32, and
+    every parameter is drawn in name order from one generator. Buffers (rotary frequencies, masks)
+    are computed, not drawn, and move over as they are.
+    """
+    from accelerate import init_empty_weights
+    from accelerate.utils import set_module_tensor_to_device
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with init_empty_weights(include_buffers=False):
+            module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"no causal language model can be built of this config.json: {_first_line(error)}") from None
+    with out_of_memory_is_users(device):
+        generator = torch.Generator(device=device).manual_seed(seed)
+        for name, parameter in sorted(module.named_parameters()):
+            weight = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            is_norm = weight.dim() == 1 and not name.endswith("bias")
+            weight.normal_(1.0 if is_norm else 0.0, DUMMY_STD, generator=generator)
+            set_module_tensor_to_device(module, name, device, value=weight)
+        for name, buffer in module.named_buffers():
+            set_module_tensor_to_device(module, name, device, value=buffer)
+    module.tie_weights()
+    return module
+
+
+def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Real weights: safetensors only (or one GGUF file), never code from the model's repository."""
+    from transformers import AutoModelForCausalLM
+
+    location, arguments = name, {"use_safetensors": True}
+    if name.endswith(".gguf"):
+        location, arguments = str(Path(name).expanduser().parent), {"gguf_file": Path(name).name}
+    several = device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
+    with _loading(name), out_of_memory_is_users(device):
+        return AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype,
+            trust_remote_code=False,
+            device_map="sequential" if several else {"": device},
+            **arguments,
+        )
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turn what goes wrong while ``name`` is looked up and read into one line that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            raise UserError(
+                f"model '{name}' is gated: accept its licence on its hub page and log in with 'hf auth login', "
+                "or measure its shape with --load-format dummy"
+            ) from None
+        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            raise UserError(f"model '{name}' is not on the hub: a hub id is owner/name") from None
+        raise UserError(f"model '{name}' cannot be loaded: {_first_line(error)}") from None
+
+
+@contextmanager
+def out_of_memory_is_users(device: torch.device) -> Iterator[None]:
+    """Tell a device that is too small for the model in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{device} has too little memory for this model: {_first_line(error)}") from None
+
+
+def _checked_shape(module: PreTrainedModel, dtype: str) -> ModelShape | None:
+    """The model's shape, or None where the formula's weights are not the weights the module holds."""
+    config = module.config.get_text_config()
+    shape = ModelShape.from_config(config.to_dict(), dtype)
+    if shape is None:
+        return None
+    counted = shape.num_layers * shape.layer_params + shape.head_params
+    if not config.tie_word_embeddings:
+        counted += shape.vocab_size * shape.hidden_size
+    held = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    return shape if held == counted else None
+
+
+def _special_ids(module: PreTrainedModel) -> tuple[int, ...]:
+    found: set[int] = set()
+    for config in (module.config.get_text_config(), module.generation_config):
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(config, key, None)
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return tuple(sorted(found))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,261 @@
+"""The files a run writes: raw samples as they come, and the summaries derived from them.
+
+``NAME_samples.jsonl`` holds every request of a run, a line each, and is the only state:
+the CSVs are rewritten from it after every row, and ``--resume`` continues from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hybridgraph.errors import UserError
+from hybridgraph.records import (
+    DECODE_COLUMNS,
+    GRAPH_PATHS,
+    P99_COLUMNS,
+    TTFT_COLUMNS,
+    Phase,
+    RunIdentity,
+    Sample,
+    SourceInfo,
+)
+from hybridgraph.roofline import decode_bytes, decode_floor_ms, prefill_floor_ms
+from hybridgraph.stats import mean, percentile, spread
+
+SUFFIXES = ("_ttft.csv", "_p99.csv", "_decode.csv", "_samples.jsonl")
+Row = dict[str, Any]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` in one step: a reader, or a crash, sees the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with _writing(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The files of one case in one output directory."""
+
+    directory: Path
+    name: str
+
+    def path(self, suffix: str) -> Path:
+        return self.directory / f"{self.name}{suffix}"
+
+    def prepare(self) -> None:
+        """Make the directory, and find out now rather than after the measurement whether it can be written."""
+        with _writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            probe = self.directory / f".{self.name}.probe"
+            probe.write_text("writable\n", encoding="utf-8")
+            probe.unlink()
+
+    def set_aside(self) -> Path | None:
+        """Move what an earlier run left to ``previous/TIME/``; returns where, or None where there was nothing."""
+        old = [path for suffix in SUFFIXES if (path := self.path(suffix)).exists()]
+        if not old:
+            return None
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
+        kept = self.directory / "previous" / stamp
+        with _writing(kept):
+            kept.mkdir(parents=True)
+            for path in old:
+                path.replace(kept / path.name)
+        return kept
+
+    def read_samples(self) -> tuple[RunIdentity, list[Sample]] | None:
+        """The interrupted run's identity and samples; a line cut short by a crash is dropped with its row."""
+        path = self.path("_samples.jsonl")
+        if not path.exists():
+            return None
+        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            identity = RunIdentity(**json.loads(lines[0]))
+            return identity, [Sample(**json.loads(line)) for line in lines[1:]]
+        except (IndexError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be resumed from: {error}; run without --resume") from None
+
+
+class ResultWriter:
+    """Appends the rows of one run; after ``add`` returns, the row is on disk."""
+
+    def __init__(self, files: ResultFiles, identity: RunIdentity, info: SourceInfo, samples: Sequence[Sample]) -> None:
+        self.identity = identity
+        self.samples = list(samples)
+        self._files = files
+        self._info = info
+        lines = [json.dumps(asdict(identity)), *(json.dumps(asdict(sample)) for sample in samples)]
+        write_atomically(files.path("_samples.jsonl"), "\n".join(lines) + "\n")
+
+    def is_done(self, phase: Phase, length: int, count: int) -> bool:
+        return sum(s.phase == phase and s.prompt_length == length for s in self.samples) >= count
+
+    def add(self, row: Sequence[Sample]) -> None:
+        """Store one row: all samples of one phase at one length, in one write."""
+        path = self._files.path("_samples.jsonl")
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(asdict(sample)) + "\n" for sample in row))
+            file.flush()
+            os.fsync(file.fileno())
+        self.samples += row
+        self.write_summaries()
+
+    def write_summaries(self) -> None:
+        for suffix, columns, rows in self.summaries():
+            if rows:
+                write_atomically(self._files.path(suffix), _as_csv(columns, rows))
+
+    def summaries(self) -> list[tuple[str, Sequence[str], list[Row]]]:
+        """(suffix, columns, rows) of each summary of the samples so far."""
+        identity = asdict(self.identity)
+        return [
+            ("_ttft.csv", TTFT_COLUMNS, [ttft_row(g, self._info) | identity for g in self._by_length("ttft")]),
+            ("_p99.csv", P99_COLUMNS, [p99_row(g) | identity for g in self._by_length("p99")]),
+            ("_decode.csv", DECODE_COLUMNS, [decode_row(g, self._info) | identity for g in self._by_length("decode")]),
+        ]
+
+    def _by_length(self, phase: Phase) -> Iterator[list[Sample]]:
+        """For each length measured in ``phase``: its samples; for TTFT, those of the P99 phase behind them."""
+        phases = ("ttft", "p99") if phase == "ttft" else (phase,)
+        for length in sorted({s.prompt_length for s in self.samples if s.phase == phase}):
+            at_length = [s for s in self.samples if s.prompt_length == length and s.phase in phases]
+            yield sorted(at_length, key=lambda s: phases.index(s.phase))
+
+
+def _as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    class Lines(list[str]):
+        write = list.append
+
+    lines = Lines()
+    table = csv.DictWriter(lines, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows({column: _cell(row[column]) for column in columns} for row in rows)
+    return "".join(lines)
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _graph_paths(samples: Sequence[Sample]) -> Row:
+    counts = Counter(sample.graph_path for sample in samples)
+    return {path: counts[path] for path in GRAPH_PATHS}
+
+
+def ttft_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
+    """One length: the protocol's TTFT requests (cold and first-seen ones among them), and every warm request apart."""
+    protocol = [s for s in samples if s.phase == "ttft"]
+    ttft = [s.ttft_ms for s in protocol]
+    warm = [s for s in samples if s.warmth == "warm"]
+    warm_mean = mean([s.ttft_ms for s in warm])
+    floor = prefill_floor_ms(info.shape, info.rates, samples[0].prompt_length)
+    return {
+        "prompt_length": samples[0].prompt_length,
+        "mean_ms": mean(ttft),
+        "std_ms": spread(ttft),
+        "min_ms": min(ttft),
+        "max_ms": max(ttft),
+        "samples": len(ttft),
+        "cold_ms": mean([s.ttft_ms for s in samples if s.warmth == "cold"]),
+        "first_seen_ms": mean([s.ttft_ms for s in samples if s.warmth == "first_seen"]),
+        "warm_mean_ms": warm_mean,
+        "warm_p50_ms": percentile([s.ttft_ms for s in warm], 50) if warm else None,
+        "warm_samples": len(warm),
+        "device_ms": mean(_known(s.device_ms for s in warm)),
+        "engine_ttft_ms": mean(_known(s.engine_ttft_ms for s in warm)),
+        "floor_ms": floor,
+        "floor_ratio": warm_mean / floor if warm_mean is not None and floor else None,
+        "gc_collections": sum(s.gc_collections for s in samples),
+    } | _graph_paths(samples)
+
+
+def p99_row(samples: Sequence[Sample]) -> Row:
+    """One length's tail. With 100 samples the P99 is the second largest: a weak bound, so the maximum stands by it."""
+    ttft = [s.ttft_ms for s in samples]
+    device = _known(s.device_ms for s in samples)
+    return {
+        "prompt_length": samples[0].prompt_length,
+        "mean_ms": mean(ttft),
+        "p99_ms": percentile(ttft, 99),
+        "samples": len(ttft),
+        "p50_ms": percentile(ttft, 50),
+        "min_ms": min(ttft),
+        "max_ms": max(ttft),
+        "device_mean_ms": mean(device),
+        "device_p99_ms": percentile(device, 99) if device else None,
+        "gc_collections": sum(s.gc_collections for s in samples),
+    } | _graph_paths(samples)
+
+
+def decode_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
+    """One length's ITL over every pair of consecutive tokens, and the bandwidth that it amounts to."""
+    itl = [value for sample in samples for value in sample.itl_ms]
+    itl_mean = mean(itl)
+    length, new_tokens = samples[0].prompt_length, len(samples[0].itl_ms)
+    context = length + (new_tokens + 1) // 2  # the middle of the answer
+    read = decode_bytes(info.shape, context) if info.shape else None
+    return {
+        "prompt_length": length,
+        "new_tokens": new_tokens,
+        "itl_mean_ms": itl_mean,
+        "itl_p50_ms": percentile(itl, 50),
+        "itl_p99_ms": percentile(itl, 99),
+        "tokens_per_s": 1e3 / itl_mean if itl_mean else None,
+        "gb_per_s": read / itl_mean / 1e6 if read and itl_mean else None,
+        "floor_ms": decode_floor_ms(info.shape, info.rates, context),
+        "samples": len(itl),
+    }
+
+
+def update_environment(directory: Path, section: str, name: str, entry: Any) -> None:
+    """Set ``environment.json``'s ``section`` (``cases`` or ``not_run``) entry of the case ``name``, keeping the others.
+
+    A case that ran is no longer among those that did not, and the other way round.
+    """
+    path = directory / "environment.json"
+    with _writing(path):
+        directory.mkdir(parents=True, exist_ok=True)
+    with _writing(path), (directory / ".environment.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}}
+        if path.exists():
+            try:
+                content |= json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise UserError(f"{path} is no JSON: move it away") from None
+        content[section][name] = entry
+        if section == "cases":
+            content["not_run"].pop(name, None)
+        write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def record_not_run(directory: Path, name: str, reason: str) -> None:
+    """Leave word of why the case ``name`` has no results: its column in the tables will say so."""
+    update_environment(directory, "not_run", name, reason)

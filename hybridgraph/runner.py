@@ -1,0 +1,212 @@
+"""The measuring loop: the same for every case, over anything that turns ids into tokens.
+
+TTFT starts when the prompt's ids are a Python list in this process, before the request is sent,
+and ends when the first sampled id is a Python int here. ITL is the time between two such ends.
+
+The paper protocol: no warm-up, lengths in ascending order, 5 requests a length for TTFT, then
+100 a length for P99; with ``--decode-tokens``, a third pass measures ITL.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+from hybridgraph.cases import PAPER_PROMPT_LENGTHS, Case
+from hybridgraph.config import Config
+from hybridgraph.errors import UserError
+from hybridgraph.progress import progress_bars, say
+from hybridgraph.prompts import Prompts, RandomPrompts
+from hybridgraph.provenance import project_commit
+from hybridgraph.records import Phase, Request, RunIdentity, Sample, SourceInfo, TokenSource, Warmth
+from hybridgraph.results import ResultFiles, ResultWriter, update_environment
+
+DECODE_REQUESTS = 5
+# Indices of the prompts of each phase start far apart: no two requests of a run share their ids.
+_FIRST_PROMPT: dict[Phase, int] = {"ttft": 0, "p99": 10_000_000, "decode": 20_000_000}
+_WARMUP_PROMPT = 30_000_000
+
+
+def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | None = None) -> ResultWriter:
+    """Run the protocol of ``config`` on ``source`` and write every row; returns the finished results."""
+    info = source.info
+    check_fits(config, info)
+    prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
+    writer = open_results(config, case, info)
+    loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
+    loop.remember(writer.samples)
+    # Written before the first request, so that no row on disk lacks its environment, and again with the final counters.
+    environment = {"identity": vars(writer.identity), "configuration": config.as_json(), "source": _plain(info)}
+    update_environment(config.output_path, "cases", case.name, environment)
+    with _collector_frozen(), progress_bars() as advance:
+        loop.warm_up(config.warmup)
+        for phase, count in phases(config):
+            for number, length in enumerate(sorted(set(config.prompt_lengths))):
+                if not writer.is_done(phase, length, count):
+                    writer.add(loop.row(phase, length, count, lambda n, at=length: advance(f"{phase} {at}", n, count)))
+                advance(f"{case.title}: {phase}", number + 1, len(config.prompt_lengths))
+    update_environment(config.output_path, "cases", case.name, environment | {"stats": source.stats()})
+    writer.write_summaries()
+    return writer
+
+
+def phases(config: Config) -> list[tuple[Phase, int]]:
+    """(phase, requests a length) in the order they are measured."""
+    decode = DECODE_REQUESTS if config.decode_tokens else 0
+    wanted: list[tuple[Phase, int]] = [
+        ("ttft", config.ttft_iterations),
+        ("p99", config.p99_iterations),
+        ("decode", decode),
+    ]
+    return [(phase, count) for phase, count in wanted if count]
+
+
+def check_fits(config: Config, info: SourceInfo) -> None:
+    """Raise UserError for a request that this source has no positions for."""
+    if config.longest_request > info.max_seq_len:
+        raise UserError(
+            f"prompt length {max(config.prompt_lengths)} and {config.new_tokens} new tokens exceed "
+            f"the {info.max_seq_len} positions of {info.model}"
+        )
+
+
+class MeasuringLoop:
+    """Takes the samples. What a sample costs beside the request itself is two clock reads and one record."""
+
+    def __init__(self, source: TokenSource, prompts: Prompts, config: Config, run_id: str) -> None:
+        self._source = source
+        self._prompts = prompts
+        self._config = config
+        self._run_id = run_id
+        self._is_cold = True
+        self._seen: set[int] = set()
+
+    def remember(self, samples: Sequence[Sample]) -> None:
+        """On resume: lengths whose rows exist. This process has not seen them, so its first request is cold again."""
+        self._is_cold = True
+
+    def warm_up(self, count: int) -> None:
+        for length in sorted(set(self._config.prompt_lengths)):
+            for index in range(count):
+                self._sample("ttft", length, _WARMUP_PROMPT + index, 1)
+
+    def row(self, phase: Phase, length: int, count: int, on_sample: Callable[[int], None]) -> list[Sample]:
+        """``count`` samples of ``phase`` at one length."""
+        new_tokens = self._config.new_tokens if phase == "decode" else 1
+        samples = []
+        for iteration in range(count):
+            samples.append(self._sample(phase, length, _FIRST_PROMPT[phase] + iteration, new_tokens))
+            on_sample(iteration + 1)
+        return [replace(sample, iteration=iteration) for iteration, sample in enumerate(samples)]
+
+    def _sample(self, phase: Phase, length: int, prompt_index: int, new_tokens: int) -> Sample:
+        request = Request(
+            prompt_ids=self._prompts.ids(length, prompt_index),
+            max_new_tokens=new_tokens,
+            temperature=self._config.request_temperature,
+            seed=self._config.seed + prompt_index,
+        )
+        stamps_ns: list[int] = []
+        clock = time.perf_counter_ns
+
+        def emit(token: int) -> None:
+            stamps_ns.append(clock())  # the id is an int in this process: TTFT ends, or one ITL does
+
+        collections = _collections()
+        start_ns = clock()  # the ids are a list; nothing has been sent yet
+        report = self._source.stream(request, emit)
+        if len(stamps_ns) != new_tokens:
+            raise UserError(f"{len(stamps_ns)} tokens came back where {new_tokens} were asked for")
+        return Sample(
+            run_id=self._run_id,
+            phase=phase,
+            prompt_length=length,
+            iteration=0,
+            warmth=self._warmth(length),
+            ttft_ms=(stamps_ns[0] - start_ns) / 1e6,
+            device_ms=report.device_ms,
+            engine_ttft_ms=report.engine_ttft_ms,
+            graph_path=report.graph_path,
+            itl_ms=[(b - a) / 1e6 for a, b in zip(stamps_ns, stamps_ns[1:], strict=False)],
+            gc_collections=_collections() - collections,
+        )
+
+    def _warmth(self, length: int) -> Warmth:
+        warmth: Warmth = "cold" if self._is_cold else "warm" if length in self._seen else "first_seen"
+        self._is_cold = False
+        self._seen.add(length)
+        return warmth
+
+
+def open_results(config: Config, case: Case, info: SourceInfo) -> ResultWriter:
+    """The writer of a new run, or of the one that ``--resume`` continues; an earlier run's files are kept aside."""
+    files = ResultFiles(config.output_path, case.name)
+    files.prepare()
+    identity = identify(config, info)
+    if config.resume and (found := files.read_samples()) is not None:
+        old, samples = found
+        for column in ("model", "dtype", "load_format", "device", "graph_backend", "sampling", "seed", "protocol"):
+            if getattr(old, column) != getattr(identity, column):
+                raise UserError(
+                    f"--resume: the run in {config.output_dir} had {column} {getattr(old, column)}, "
+                    f"this one has {getattr(identity, column)}"
+                )
+        return ResultWriter(files, old, info, samples)
+    kept = files.set_aside()
+    if kept is not None:
+        say(f"earlier results of {case.name} are kept in {kept}")
+    return ResultWriter(files, identity, info, ())
+
+
+def identify(config: Config, info: SourceInfo) -> RunIdentity:
+    """What the rows of this run are told apart by."""
+    return RunIdentity(
+        graph_backend=info.graph_backend,
+        model=info.model,
+        dtype=info.dtype,
+        load_format=info.load_format,
+        device=info.device,
+        run_id=uuid.uuid4().hex[:12],
+        ops=info.ops,
+        forward=info.forward,
+        sampling="greedy" if config.greedy else f"T={config.temperature:g}",
+        seed=config.seed,
+        protocol=protocol_name(config),
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=project_commit(),
+    )
+
+
+def protocol_name(config: Config) -> str:
+    """``"paper"`` for the study's counts and lengths, otherwise what was asked for instead."""
+    asked = (config.ttft_iterations, config.p99_iterations, config.warmup)
+    if asked == (5, 100, 0):
+        return "paper" if set(config.prompt_lengths) == set(PAPER_PROMPT_LENGTHS) else "paper, other lengths"
+    return "{}+{} requests, warm-up {}".format(*asked)
+
+
+def _collections() -> int:
+    return sum(generation["collections"] for generation in gc.get_stats())
+
+
+@contextmanager
+def _collector_frozen() -> Iterator[None]:
+    """What set-up left behind is never looked at again by the collector while samples are taken."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _plain(info: SourceInfo) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(info)

@@ -1,0 +1,61 @@
+"""The three implementations of the dynamic operations are one function each."""
+
+import random
+
+import pytest
+import torch
+
+from hybridgraph.ops import dynamic_ops
+
+COMPILED = ("torchscript", "inductor")
+
+
+def _draw(temperature: float) -> torch.Tensor:
+    return torch.tensor([temperature, random.random()])
+
+
+@pytest.mark.parametrize("name", ["native", *COMPILED])
+def test_preprocess_copies_pads_and_marks_the_last_id(name: str) -> None:
+    ops = dynamic_ops(name)
+    for length, room in ((1, 1), (1, 10), (7, 10), (10, 10), (33, 40)):
+        staged = torch.randint(0, 1000, (length,))
+        static, last = torch.full((room,), -1), torch.full((1,), -1)
+        ops.preprocess(staged, static, last)
+        assert static.tolist() == staged.tolist() + [0] * (room - length)
+        assert last.tolist() == [length - 1]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_compiled_sampling_equals_native(name: str, dtype: torch.dtype) -> None:
+    native, ops = dynamic_ops("native"), dynamic_ops(name)
+    for temperature in (0.3, 0.7, 1.5):
+        logits, draw = (torch.randn(997) * 4).to(dtype), _draw(temperature)
+        cumulative = torch.cumsum(torch.softmax(logits.float() / draw[0], -1), -1)
+        a, b = int(native.sample(logits, draw)), int(ops.sample(logits, draw))
+        # Sums in another order may round a draw that falls on an id's very edge to its neighbour.
+        assert a == b or abs(float(cumulative[min(a, b)] - draw[1])) < 1e-5
+        assert int(native.greedy(logits)) == int(ops.greedy(logits))
+
+
+def test_sampling_draws_the_softmax_distribution() -> None:
+    ops, temperature = dynamic_ops("native"), 0.7
+    logits = torch.randn(12) * 2
+    expected = torch.softmax(logits / temperature, -1)
+    draws = 4000
+    counts = torch.zeros(12)
+    for i in range(draws):
+        # A uniform grid: the counts are then exact up to one draw an id, with no luck involved.
+        counts[int(ops.sample(logits, torch.tensor([temperature, (i + 0.5) / draws])))] += 1
+    assert (counts / draws - expected).abs().max() <= 2 / draws
+
+
+def test_every_draw_finds_an_id() -> None:
+    ops = dynamic_ops("native")
+    for u in (0.0, 1.0 - 2**-24):
+        assert 0 <= int(ops.sample(torch.randn(32000), torch.tensor([0.7, u]))) < 32000
+
+
+def test_impossible_ids_are_never_drawn() -> None:
+    ops, logits = dynamic_ops("native"), torch.tensor([-torch.inf, 0.0, -torch.inf])
+    assert {int(ops.sample(logits, torch.tensor([0.7, u]))) for u in (0.0, 0.5, 1.0 - 2**-24)} == {1}
