@@ -147,17 +147,18 @@ def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrai
     """Real weights: safetensors only (or one GGUF file), never code from the model's repository."""
     from transformers import AutoModelForCausalLM
 
-    location, arguments = name, {"use_safetensors": True}
+    location: str = name
+    files: dict[str, Any] = {"use_safetensors": True}
     if name.endswith(".gguf"):
-        location, arguments = str(Path(name).expanduser().parent), {"gguf_file": Path(name).name}
-    several = device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
+        location, files = str(Path(name).expanduser().parent), {"gguf_file": Path(name).name}
+    several = device == torch.device("cuda") and torch.cuda.device_count() > 1
     with _loading(name), out_of_memory_is_users(device):
         return AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype,
             trust_remote_code=False,
             device_map="sequential" if several else {"": device},
-            **arguments,
+            **files,
         )
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import gc
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from typing import Any
+from itertools import pairwise
 
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.config import Config
@@ -40,17 +40,18 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
     writer = open_results(config, case, info)
     loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
-    loop.remember(writer.samples)
     # Written before the first request, so that no row on disk lacks its environment, and again with the final counters.
-    environment = {"identity": vars(writer.identity), "configuration": config.as_json(), "source": _plain(info)}
+    environment = {"identity": asdict(writer.identity), "configuration": config.as_json(), "source": asdict(info)}
     update_environment(config.output_path, "cases", case.name, environment)
+    lengths = sorted(set(config.prompt_lengths))
     with _collector_frozen(), progress_bars() as advance:
         loop.warm_up(config.warmup)
         for phase, count in phases(config):
-            for number, length in enumerate(sorted(set(config.prompt_lengths))):
+            for number, length in enumerate(lengths):
+                advance(f"{case.title}: {phase}", number, len(lengths))
                 if not writer.is_done(phase, length, count):
-                    writer.add(loop.row(phase, length, count, lambda n, at=length: advance(f"{phase} {at}", n, count)))
-                advance(f"{case.title}: {phase}", number + 1, len(config.prompt_lengths))
+                    writer.add(loop.row(phase, length, count))
+            advance(f"{case.title}: {phase}", len(lengths), len(lengths))
     update_environment(config.output_path, "cases", case.name, environment | {"stats": source.stats()})
     writer.write_summaries()
     return writer
@@ -87,23 +88,18 @@ class MeasuringLoop:
         self._is_cold = True
         self._seen: set[int] = set()
 
-    def remember(self, samples: Sequence[Sample]) -> None:
-        """On resume: lengths whose rows exist. This process has not seen them, so its first request is cold again."""
-        self._is_cold = True
-
     def warm_up(self, count: int) -> None:
         for length in sorted(set(self._config.prompt_lengths)):
             for index in range(count):
                 self._sample("ttft", length, _WARMUP_PROMPT + index, 1)
 
-    def row(self, phase: Phase, length: int, count: int, on_sample: Callable[[int], None]) -> list[Sample]:
+    def row(self, phase: Phase, length: int, count: int) -> list[Sample]:
         """``count`` samples of ``phase`` at one length."""
         new_tokens = self._config.new_tokens if phase == "decode" else 1
-        samples = []
-        for iteration in range(count):
-            samples.append(self._sample(phase, length, _FIRST_PROMPT[phase] + iteration, new_tokens))
-            on_sample(iteration + 1)
-        return [replace(sample, iteration=iteration) for iteration, sample in enumerate(samples)]
+        return [
+            replace(self._sample(phase, length, _FIRST_PROMPT[phase] + i, new_tokens), iteration=i)
+            for i in range(count)
+        ]
 
     def _sample(self, phase: Phase, length: int, prompt_index: int, new_tokens: int) -> Sample:
         request = Request(
@@ -133,7 +129,7 @@ class MeasuringLoop:
             device_ms=report.device_ms,
             engine_ttft_ms=report.engine_ttft_ms,
             graph_path=report.graph_path,
-            itl_ms=[(b - a) / 1e6 for a, b in zip(stamps_ns, stamps_ns[1:], strict=False)],
+            itl_ms=[(b - a) / 1e6 for a, b in pairwise(stamps_ns)],
             gc_collections=_collections() - collections,
         )
 
@@ -204,9 +200,3 @@ def _collector_frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _plain(info: SourceInfo) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(info)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,9 +31,10 @@ class KVCache:
 class Forward(Protocol):
     """The model's forward at batch 1. Neither method allocates what outlives it, synchronizes, or keeps state."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def prefill(self, ids: Tensor, last: Tensor, cache: KVCache, logits: Tensor) -> None:
+    def prefill(self, ids: Tensor, last: Tensor, cache: Any, logits: Tensor) -> None:
         """Run a whole prompt.
 
         ``ids``: int64 [length], padded on the right; ``last``: int64 [1], the index of the last real
@@ -43,10 +44,10 @@ class Forward(Protocol):
         """
         ...
 
-    def decode(self, token: Tensor, position: Tensor, cache: KVCache, logits: Tensor) -> None:
+    def decode(self, token: Tensor, position: Tensor, cache: Any, logits: Tensor) -> None:
         """Run one token. ``token``: int64 [1]; ``position``: int64 [1], where it goes; ``logits``: [vocab]."""
         ...
 
-    def allocate_cache(self, positions: int) -> KVCache:
-        """A cache of the model's shape with room for ``positions``."""
+    def allocate_cache(self, positions: int) -> Any:
+        """What ``prefill`` and ``decode`` take as ``cache``, for ``positions``; a KVCache where it is static."""
         ...

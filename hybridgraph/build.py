@@ -1,0 +1,83 @@
+"""From a configuration to something that answers: the model, the engine, the source, the prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from hybridgraph import environment
+from hybridgraph.cases import CASE1, CASE4, CASE4_FUSED, Case
+from hybridgraph.config import Config, parse_lengths
+from hybridgraph.engine import EngineOptions, HybridEngine, info_of, silent
+from hybridgraph.errors import UserError
+from hybridgraph.graphs.pool import Progress
+from hybridgraph.model import LoadedModel, load_model, load_tokenizer
+from hybridgraph.prompts import Prompts, TextPrompts
+from hybridgraph.records import SourceInfo, TokenSource
+from hybridgraph.sources.huggingface import HuggingFaceSource
+from hybridgraph.sources.local import LocalEngineSource
+
+
+def case_as_configured(case: Case, config: Config) -> Case:
+    """The case that this configuration turns ``case`` into: ``--forward fused`` is a column of its own."""
+    if config.forward == "fused":
+        if case != CASE4:
+            raise UserError(f"--forward fused is a variant of Case 4 only: {case.script} runs Hugging Face's forward")
+        return CASE4_FUSED
+    return case
+
+
+def load(config: Config, case: Case, progress: Progress = silent) -> tuple[LoadedModel, SourceInfo]:
+    """Load the model on the device that ``config`` means, and find out what both are."""
+    resolved, device = environment.resolve(config)
+    assert resolved.model is not None and resolved.dtype is not None
+    progress("loading weights", 0, 1)
+    loaded = load_model(
+        resolved.model, load_format=resolved.load_format, dtype=resolved.dtype, device=device, seed=resolved.seed
+    )
+    if config.positions > loaded.max_positions:
+        raise UserError(f"{config.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
+    progress("loading weights", 1, 1)
+    info = info_of(
+        loaded,
+        device=environment.device_name(device),
+        rates=environment.measure_rates(device, loaded.dtype),
+        environment=environment.describe(device) | {"case": case.key, "resolved_configuration": resolved.as_json()},
+    )
+    return loaded, info
+
+
+def open_engine(config: Config, case: Case, *, background: bool = True, progress: Progress = silent) -> HybridEngine:
+    """The engine of a case, ready to answer."""
+    loaded, info = load(config, case, progress)
+    options = EngineOptions(
+        ops=config.ops or case.ops or "native",
+        forward=case.forward or "hf",
+        graphs=case.graphs,
+        precapture=parse_lengths(config.precapture or case.precapture) if case.graphs != "none" else (),
+        max_graphs=config.max_graphs,
+        async_capture=case.async_capture and config.async_capture and background,
+        positions=config.positions,
+    )
+    return HybridEngine(loaded, options, info, progress)
+
+
+def open_source(config: Config, case: Case) -> TokenSource:
+    """The source of a case that runs in one process."""
+    if case == CASE1:
+        loaded, info = load(config, case)
+        return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
+    return LocalEngineSource(open_engine(config, case))
+
+
+def open_prompts(config: Config, info: SourceInfo) -> Prompts | None:
+    """The prompts of ``--prompt-file``, or None for seeded random ids."""
+    if config.prompt_file is None:
+        return None
+    path = Path(config.prompt_file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {path}: {error}") from None
+    ids = load_tokenizer(info.model)(text, add_special_tokens=False)["input_ids"]
+    return TextPrompts(ids, seed=config.seed, source=str(path))

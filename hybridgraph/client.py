@@ -1,0 +1,207 @@
+"""A running generator as a source of tokens.
+
+with closing(GeneratorClient.connect(path, script="case4_jit_cuda_generator.py")) as source:
+    report = source.stream(Request(prompt_ids=[1, 2, 3], max_new_tokens=8), print)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hybridgraph.errors import UserError
+from hybridgraph.ipc.channel import ClientChannel, GeneratorGone
+from hybridgraph.ipc.messages import (
+    HELLO,
+    Cancel,
+    Done,
+    Failed,
+    FailureKind,
+    Generate,
+    GetStats,
+    Progress,
+    ProtocolError,
+    Queued,
+    Ready,
+    Stats,
+    ToClient,
+    Token,
+    ToServer,
+)
+from hybridgraph.records import Report, Request, SourceInfo
+
+SILENCE_S = 600.0  # loading a model may take minutes without a word; a generator that ends is noticed at once
+
+OnProgress = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
+OnQueued = Callable[[int], None]  # how many requests are ahead
+
+_Reply = TypeVar("_Reply", bound=ToClient)
+
+
+class RequestFailed(UserError):
+    """The generator refused or gave up a request; ``kind`` says on whose account."""
+
+    def __init__(self, text: str, kind: FailureKind) -> None:
+        super().__init__(text)
+        self.kind: FailureKind = kind
+
+
+def _nobody(*_: object) -> None:
+    """A callback nobody listens to."""
+
+
+class GeneratorLink:
+    """A connection to a generator that is ready; every way in which it can end is one UserError."""
+
+    def __init__(self, path: Path, channel: ClientChannel, on_queued: OnQueued) -> None:
+        self.path = path
+        self.channel = channel
+        self._on_queued = on_queued
+
+    @classmethod
+    def open(
+        cls, path: Path, *, script: str, silence_s: float, on_progress: OnProgress, on_queued: OnQueued
+    ) -> tuple[GeneratorLink, Ready]:
+        """Connect, and wait until the generator is ready; raises UserError."""
+        try:
+            channel = ClientChannel.connect(path, silence_s=silence_s)
+        except FileNotFoundError:
+            raise UserError(f"no generator at {path}: start one with: python {script} --socket {path}") from None
+        except ConnectionRefusedError:
+            raise UserError(
+                f"nobody serves {path} any longer: start a generator with: python {script} --socket {path}"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be connected to: {error.strerror or error}") from None
+        link = cls(path, channel, on_queued)
+        try:
+            link.send(HELLO)
+            return link, link.wait_for(Ready, on_progress=on_progress)
+        except BaseException:
+            channel.close()
+            raise
+
+    def send(self, message: ToServer) -> None:
+        # Where the generator has gone, what it said last is still to be received, and says more.
+        try:
+            with suppress(GeneratorGone):
+                self.channel.send(message)
+        except (TimeoutError, ProtocolError) as error:
+            raise self.fault(error) from None
+
+    def receive(self) -> ToClient:
+        """The next message, whatever it is."""
+        try:
+            return self.channel.receive()
+        except (GeneratorGone, TimeoutError, ProtocolError) as error:
+            raise self.fault(error) from None
+
+    def wait_for(self, kind: type[_Reply], *, on_progress: OnProgress = _nobody) -> _Reply:
+        """The next message of type ``kind``; raises UserError where there will be none."""
+        while not isinstance(message := self.receive(), kind):
+            if isinstance(message, Progress):
+                on_progress(message.stage, message.done, message.total)
+            self.heed(message, None)
+        return message
+
+    def heed(self, message: ToClient, request: int | None) -> None:
+        """React to what is no answer: raises RequestFailed where ``request`` or the connection failed."""
+        if isinstance(message, Queued):
+            self._on_queued(message.position)
+        elif isinstance(message, Failed) and message.request in (None, request):
+            who = "" if message.kind == "request" and message.request is not None else f"the generator at {self.path}: "
+            raise RequestFailed(who + message.error, message.kind)
+
+    def fault(self, error: Exception) -> UserError:
+        """What a user is told of the end of a connection."""
+        if isinstance(error, GeneratorGone):
+            return UserError(f"the generator at {self.path} is gone")
+        if isinstance(error, TimeoutError):
+            return UserError(f"the generator at {self.path} has said nothing for {self.channel.silence_s:g} s")
+        return UserError(f"the generator at {self.path}: {error}")
+
+
+class GeneratorClient:
+    """A ``TokenSource`` whose engine is a generator's. Not for several threads, ``cancel`` excepted."""
+
+    def __init__(self, link: GeneratorLink, ready: Ready) -> None:
+        self._link = link
+        self._ready = ready
+        self._request = 0  # the last one sent
+        self.last: Done | None = None  # of the last finished answer
+
+    @classmethod
+    def connect(
+        cls,
+        path: Path,
+        *,
+        script: str,
+        silence_s: float = SILENCE_S,
+        on_progress: OnProgress = _nobody,
+        on_queued: OnQueued = _nobody,
+    ) -> GeneratorClient:
+        """Wait until the generator at ``path`` is ready, with its progress in ``on_progress``.
+
+        ``script`` is named to the user where there is no generator. Raises UserError, also where the
+        generator says nothing for ``silence_s``.
+        """
+        opened = GeneratorLink.open(
+            path, script=script, silence_s=silence_s, on_progress=on_progress, on_queued=on_queued
+        )
+        return cls(*opened)
+
+    @property
+    def info(self) -> SourceInfo:
+        return self._ready.info
+
+    @property
+    def startup_s(self) -> float:
+        """What the generator's start took it, up to Ready."""
+        return self._ready.startup_s
+
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        """Answer ``request``; raises RequestFailed, or UserError where the generator is gone."""
+        self._request = number = self._request + 1
+        message = Generate(
+            request=number,
+            prompt_ids=request.prompt_ids,
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        )
+        self._link.send(message)
+        try:
+            return self._receive_answer(number, emit)
+        except RequestFailed:
+            raise
+        except BaseException:  # the caller's: what the generator still does for it is wasted
+            with suppress(UserError):
+                self.cancel()
+            raise
+
+    def _receive_answer(self, number: int, emit: Callable[[int], None]) -> Report:
+        while True:
+            message = self._link.receive()
+            if not isinstance(message, (Token, Done)):
+                self._link.heed(message, number)
+            elif message.request != number:
+                continue  # the rest of an answer that was given up
+            elif isinstance(message, Token):
+                emit(message.id)
+            else:
+                self.last = message
+                return message.report
+
+    def cancel(self) -> None:
+        """Give up the request in flight, if any: its ``stream`` raises RequestFailed("cancelled")."""
+        self._link.send(Cancel(request=self._request))
+
+    def stats(self) -> dict[str, Any]:
+        self._link.send(GetStats())
+        return self._link.wait_for(Stats).values
+
+    def close(self) -> None:
+        """Close the connection; the generator goes on."""
+        self._link.channel.close()

@@ -1,0 +1,337 @@
+"""The hybrid engine: dynamic operations around captured static ones, one request at a time.
+
+    with HybridEngine.from_pretrained("llama-2-7b", forward="fused") as engine:
+        for token in engine.generate([1, 2, 3], max_new_tokens=16):
+            print(token)
+
+A request's way: checked on the host; packed and copied to the device; preprocessed into the
+input of the graph that serves its length; replayed; sampled from the logits of its last real
+position; read back. Decoding replays one graph over the same static cache, and the next replay
+is launched before the last id is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridgraph.buffers import StaticBuffers
+from hybridgraph.errors import UserError
+from hybridgraph.forward import Forward
+from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
+from hybridgraph.graphs.background import BackgroundCapture
+from hybridgraph.graphs.capture import CapturedGraph, Stopwatch, backend_for
+from hybridgraph.graphs.policy import GraphCache, rule_by_name
+from hybridgraph.graphs.pool import GraphPool, Progress
+from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
+from hybridgraph.ops import dynamic_ops
+from hybridgraph.records import GraphPath, Report, Request, SourceInfo
+from hybridgraph.roofline import Rates
+from hybridgraph.timing import DeviceTimer
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What an engine is made of. ``graphs`` is a rule's name (``exact``, ``padded``) or ``none``."""
+
+    ops: str = "inductor"
+    forward: str = "hf"
+    graphs: str = "padded"
+    precapture: tuple[int, ...] = field(default_factory=lambda: tuple(range(10, 501, 10)))
+    max_graphs: int = 50
+    async_capture: bool = True
+    positions: int = 512
+
+
+def check_request(request: Request, info: SourceInfo) -> None:
+    """Raise UserError for a request that cannot be answered as it stands; nothing is truncated."""
+    num_ids = len(request.prompt_ids)
+    if num_ids == 0:
+        raise UserError("the prompt is empty: at least 1 token id is needed")
+    if request.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens {request.max_new_tokens}: at least 1 is needed")
+    if num_ids + request.max_new_tokens > info.max_seq_len:
+        raise UserError(
+            f"{num_ids} prompt ids and {request.max_new_tokens} new tokens exceed the {info.max_seq_len} positions"
+        )
+    lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
+    if lowest < 0 or highest >= info.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise UserError(f"token id {wrong} is outside the vocabulary of {info.vocab_size}")
+    if not 0.0 <= request.temperature <= 100.0:
+        raise UserError(f"temperature {request.temperature}: from 0 (greedy) to 100")
+
+
+class StaticOperations:
+    """A forward bound to the engine's buffers: what graphs capture."""
+
+    def __init__(self, forward: Forward, buffers: StaticBuffers, positions: int) -> None:
+        self._forward = forward
+        self._buffers = buffers
+        self._cache = forward.allocate_cache(positions)
+
+    def run_prefill(self, length: int) -> None:
+        buffers = self._buffers
+        self._forward.prefill(buffers.ids[:length], buffers.last, self._cache, buffers.logits)
+
+    def run_decode(self) -> None:
+        buffers = self._buffers
+        self._forward.decode(buffers.token, buffers.position, self._cache, buffers.logits)
+
+    def park(self) -> None:
+        self._buffers.last.zero_()
+
+    def rehearse_prefill(self, length: int) -> None:
+        """Prefill on ids, cache and logits of its own: background warm-up must not touch a live request's."""
+        ids = torch.zeros_like(self._buffers.ids[:length])
+        last, logits = torch.zeros_like(self._buffers.last), torch.empty_like(self._buffers.logits)
+        self._forward.prefill(ids, last, self._forward.allocate_cache(length), logits)
+
+
+class HybridEngine:
+    """Answers requests one at a time; ``answer`` is what the generator serves, ``generate`` what a user calls."""
+
+    def __init__(
+        self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: Progress = silent
+    ) -> None:
+        watch = Stopwatch()
+        device = loaded.device
+        self.report = Report()
+        self._ops = dynamic_ops(options.ops)
+        self._lookahead = 1 if device.type == "cuda" else 0  # a CPU would decode before it tells the first id
+        self._timer = DeviceTimer(device)
+        self._ready = [_Ready(device) for _ in range(1 + self._lookahead)]
+        self._pool: GraphPool | None = None
+        self._background: BackgroundCapture | None = None
+        with out_of_memory_is_users(device):
+            self._buffers = StaticBuffers(
+                positions=options.positions, vocab_size=loaded.vocab_size, dtype=loaded.dtype, device=device
+            )
+            self._static = StaticOperations(_forward(loaded, options), self._buffers, options.positions)
+        progress("compiling dynamic operations", 0, 1)
+        self._compile_ops()
+        self._costs: dict[str, Any] = {"ops_compile_ms": watch.lap_ms()}
+        if options.graphs != "none":
+            self._open_pool(options, device, progress)
+            self._costs["precapture_ms"] = watch.lap_ms()
+        backend = self._pool.backend.name if self._pool else "none"
+        self.info = replace(
+            info, max_seq_len=options.positions, graph_backend=backend, ops=options.ops, forward=options.forward
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        load_format: str = "auto",
+        dtype: str = "float16",
+        device: str = "cuda",
+        seed: int = 0,
+        progress: Progress = silent,
+        **options: Any,
+    ) -> HybridEngine:
+        """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
+        loaded = load_model(model, load_format=load_format, dtype=dtype, device=torch.device(device), seed=seed)
+        return cls(loaded, EngineOptions(**options), info_of(loaded), progress)
+
+    def generate(
+        self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[int]:
+        """Stream the ids of one answer. Greedy unless a temperature is given; raises UserError for a bad request."""
+        request = Request(
+            prompt_ids=list(prompt_ids), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
+        self.check(request)
+        return self.answer(request)
+
+    def check(self, request: Request) -> None:
+        check_request(request, self.info)
+
+    def answer(self, request: Request) -> Iterator[int]:
+        """Stream the ids of a checked request; closing the iterator cancels it. ``report`` is set at its end."""
+        with self._lock():
+            self._timer.start()
+            path = self._launch_prefill(request)
+            launched = 1
+            try:
+                for step in range(request.max_new_tokens):
+                    for ahead in range(launched, min(step + self._lookahead, request.max_new_tokens - 1) + 1):
+                        self._launch_decode(request, ahead)
+                        launched += 1
+                    self._ready_at(step).wait()
+                    yield self._buffers.token_at(step)
+            finally:
+                self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
+                self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=path)
+        if self._background:
+            self._background.notify()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and costs so far, as JSON values."""
+        return self._costs | (self._pool.stats() if self._pool else {})
+
+    def close(self) -> None:
+        """Stop capturing and free every graph."""
+        if self._background:
+            self._background.close()
+        if self._pool:
+            self._pool.close()
+
+    def __enter__(self) -> HybridEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # With shared buffers the client fills the inputs and samples by itself; the engine only replays.
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The static buffers a client may be given: ids, last, token, position, logits."""
+        b = self._buffers
+        return {"ids": b.ids, "last": b.last, "token": b.token, "position": b.position, "logits": b.logits}
+
+    def replay_prefill(self, length: int) -> Report:
+        """Run a prompt of ``length`` that already lies in ``ids``; logits are in place when this returns.
+
+        The captured length may be larger: what lies behind the prompt is padding, whatever it is.
+        """
+        with self._lock():
+            self._timer.start()
+            key, path = self._prepare(length)
+            self._run_prefill(key)
+            self._timer.stop()
+            return Report(device_ms=self._timer.elapsed_ms(), graph_path=path)
+
+    def replay_decode(self) -> None:
+        """Run the token that already lies in ``token`` at ``position``; logits are in place when this returns."""
+        with self._lock():
+            self._run_decode()
+            self._ready_at(0).mark()
+            self._ready_at(0).wait()
+
+    def hold(self) -> AbstractContextManager[Any]:
+        """Until it is left, nothing in the background touches the buffers, the cache and the logits."""
+        return self._lock()
+
+    def _lock(self) -> AbstractContextManager[Any]:
+        return self._pool.lock if self._pool else nullcontext()
+
+    def _ready_at(self, step: int) -> _Ready:
+        return self._ready[step % len(self._ready)]
+
+    def _open_pool(self, options: EngineOptions, device: torch.device, progress: Progress) -> None:
+        cache: GraphCache[CapturedGraph] = GraphCache(
+            rule_by_name(options.graphs), max_graphs=options.max_graphs, max_length=options.positions
+        )
+        self._pool = GraphPool(self._static, backend_for(device), cache)
+        # The longest that fit the budget: what would be evicted before the first request is not captured at all.
+        lengths = [length for length in sorted(set(options.precapture)) if length <= options.positions]
+        self._pool.precapture(lengths[: options.max_graphs], progress)
+        if options.async_capture:
+            self._background = BackgroundCapture(self._pool)
+
+    def _compile_ops(self) -> None:
+        """Run every dynamic operation once, at each kind of length that compilers specialize for."""
+        buffers = self._buffers
+        for num_ids, room in ((1, 1), (1, 2), (2, 3), (3, 3), (3, 8), (8, 8)):
+            self._ops.preprocess(buffers.ids[-num_ids:], buffers.ids[:room], buffers.last)
+        buffers.draws[0].fill_(0.5)
+        for _ in range(3):  # TorchScript optimizes after it has seen two runs
+            self._ops.sample(buffers.logits, buffers.draws[0])
+            self._ops.greedy(buffers.logits)
+
+    def _prepare(self, length: int) -> tuple[int, GraphPath]:
+        return self._pool.prepare(length) if self._pool else (length, "eager")
+
+    def _run_prefill(self, key: int) -> None:
+        if self._pool:
+            self._pool.replay_prefill(key)
+        else:
+            self._static.run_prefill(key)
+
+    def _run_decode(self) -> None:
+        if self._pool:
+            self._pool.replay_decode()
+        else:
+            self._static.run_decode()
+
+    def _launch_prefill(self, request: Request) -> GraphPath:
+        buffers, num_ids = self._buffers, len(request.prompt_ids)
+        staged = buffers.stage(request)
+        key, path = self._prepare(num_ids)
+        self._ops.preprocess(staged, buffers.ids[:key], buffers.last)
+        self._run_prefill(key)
+        self._sample(request, 0)
+        self._timer.stop()
+        if request.max_new_tokens > 1:
+            torch.add(buffers.last, 1, out=buffers.position)
+        return path
+
+    def _launch_decode(self, request: Request, step: int) -> None:
+        self._run_decode()
+        self._sample(request, step)
+        self._buffers.position.add_(1)
+
+    def _sample(self, request: Request, step: int) -> None:
+        """Sample the ``step``-th id into the decode input, and on to the host; the host does not wait for it here."""
+        buffers = self._buffers
+        if request.temperature:
+            token = self._ops.sample(buffers.logits, buffers.draws[step])
+        else:
+            token = self._ops.greedy(buffers.logits)
+        buffers.token.copy_(token)
+        buffers.tokens_host[step : step + 1].copy_(token, non_blocking=True)
+        self._ready_at(step).mark()
+
+
+class _Ready:
+    """A mark behind what has been launched, and the wait for it; without a device, launched is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+
+    def mark(self) -> None:
+        if self._event:
+            self._event.record()
+
+    def wait(self) -> None:
+        if self._event:
+            self._event.synchronize()
+
+
+def _forward(loaded: LoadedModel, options: EngineOptions) -> Forward:
+    if options.forward == "fused":
+        from hybridgraph.forward.fused import FusedForward
+
+        return FusedForward(loaded.module)
+    if options.graphs == "none":
+        return EagerHFForward(loaded.module)
+    return StaticHFForward(loaded.module, options.positions)
+
+
+def info_of(
+    loaded: LoadedModel, *, device: str = "", rates: Rates | None = None, environment: dict[str, Any] | None = None
+) -> SourceInfo:
+    """What a loaded model tells about itself, beside what the machine was found to be."""
+    return SourceInfo(
+        model=loaded.name,
+        dtype=loaded.dtype_name,
+        load_format=loaded.load_format,
+        device=device or str(loaded.device),
+        vocab_size=loaded.vocab_size,
+        max_seq_len=loaded.max_positions,
+        special_ids=loaded.special_ids,
+        shape=loaded.shape,
+        rates=rates,
+        environment=environment or {},
+    )

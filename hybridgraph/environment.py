@@ -1,0 +1,153 @@
+"""The machine: which device a run uses, what it is, and how fast it was measured to be in this run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from hybridgraph.config import Config
+from hybridgraph.errors import UserError
+from hybridgraph.progress import say
+from hybridgraph.roofline import Rates
+from hybridgraph.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
+
+PACKAGES = ("torch", "transformers", "accelerate", "triton", "numpy", "msgspec", "safetensors")
+
+
+def resolve(config: Config) -> tuple[Config, torch.device]:
+    """Fill in what follows the device, say so, and return the device; raises UserError where it does not exist."""
+    device = _device(config.device)
+    on_gpu = device.type == "cuda"
+    resolved = replace(
+        config,
+        device=str(device),
+        model=config.model or (DEFAULT_GPU_MODEL if on_gpu else DEFAULT_CPU_MODEL),
+        dtype=config.dtype or ("float16" if on_gpu else "float32"),
+    )
+    if on_gpu and device.index is not None:
+        torch.cuda.set_device(device)
+    say(f"{resolved.model}, {resolved.load_format} weights, {resolved.dtype}, on {device_name(device)}")
+    return resolved, device
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError(f"--device {name}: this machine has no usable NVIDIA GPU (--device cpu runs without one)")
+        if device.index is not None and device.index >= count:
+            raise UserError(f"--device {name}: the GPUs of this machine are cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What the processor or GPU calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a kernel file, not a path of ours)
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"CPU, {names[0] if names else platform.machine()}"
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Hardware, driver and library versions, as JSON values."""
+    description: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "torch_cuda": torch.version.cuda,
+        "torch_threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        description["gpu"] = _describe_gpu(device)
+    return description
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    """Clocks, power cap and driver as NVML tells them; a question it does not answer is stored as its refusal."""
+    import pynvml
+
+    properties = torch.cuda.get_device_properties(device)
+    pynvml.nvmlInit()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
+        questions = {
+            "driver": pynvml.nvmlSystemGetDriverVersion,
+            "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+            "max_sm_clock_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            "power_cap_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+            "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        }
+        answers = {}
+        for name, ask in questions.items():
+            try:
+                answers[name] = ask()
+            except pynvml.NVMLError as error:
+                answers[name] = f"not told: {error}"
+    finally:
+        pynvml.nvmlShutdown()
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+    } | answers
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates | None:
+    """Measured memory bandwidth and matrix rate of a GPU, in under a second; None on the CPU.
+
+    Bandwidth: a device-to-device copy of 4 GiB, bytes read plus bytes written. Matrix rate: a
+    product of two random 8192 × 8192 matrices (zeros would run faster than any real data).
+    The best of several repetitions: a ceiling is what the device can do, not what it did on average.
+    """
+    if device.type != "cuda":
+        return None
+    rates = Rates(bytes_per_s=_copy_bytes_per_s(device), flops_per_s=_matrix_flops_per_s(device, dtype))
+    torch.cuda.empty_cache()
+    return rates
+
+
+def _copy_bytes_per_s(device: torch.device, num_bytes: int = 4 << 30) -> float:
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / _best_seconds(lambda: target.copy_(source), repeats=6)
+
+
+def _matrix_flops_per_s(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out), repeats=10)
+
+
+def _best_seconds(run: Callable[[], object], *, repeats: int) -> float:
+    run()
+    times: list[float] = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return min(times)

@@ -1,0 +1,48 @@
+"""The thread that captures what the policy asks for while requests are served."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from hybridgraph.graphs.pool import GraphPool
+
+
+class BackgroundCapture:
+    """One daemon thread. Its errors go to the log and the counters, never to a request."""
+
+    def __init__(self, pool: GraphPool) -> None:
+        self._pool = pool
+        self._work = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="background-capture", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """A request was served: the policy may want something."""
+        self._work.set()
+
+    def close(self) -> None:
+        """Stop after the capture in progress; graphs may be freed once this returns."""
+        self._stopping = True
+        self._work.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._work.wait()
+            self._work.clear()
+            while not self._stopping and (length := self._next_wanted()) is not None:
+                self._capture(length)
+
+    def _next_wanted(self) -> int | None:
+        with self._pool.lock:
+            return self._pool.cache.next_wanted()
+
+    def _capture(self, length: int) -> None:
+        try:
+            self._pool.capture_in_background(length)
+        except Exception as error:
+            with self._pool.lock:
+                self._pool.cache.counters.failed += 1
+            print(f"background capture of length {length} failed: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,193 @@
+"""Which graph serves which length, which one has to go, and which one to capture next. Plain Python."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Generic, Protocol, TypeVar
+
+from hybridgraph.records import GraphPath
+
+Graph = TypeVar("Graph")
+
+SUCCESSORS = 4  # how far ahead of a length in use the exact rule predicts
+RECENT_LENGTHS = 64  # lengths a rule remembers to capture
+
+# Padding bounds. Above 80 tokens a prefill's cost follows its length, so waste is bounded by a share;
+# below, the weights dominate it and only gross padding (more than 2 x) costs anything.
+FLAT_LENGTH = 80
+MAX_WASTE = 1 / 8
+
+
+class Rule(Protocol):
+    """How lengths map to graphs."""
+
+    @property
+    def name(self) -> str: ...
+
+    def choose(self, length: int, captured: Collection[int]) -> int | None:
+        """The captured length that serves ``length``, or None."""
+        ...
+
+    def worth_capturing(self, length: int, served_by: int) -> list[int]:
+        """Lengths to capture in the background now that ``length`` was served by a graph of ``served_by``."""
+        ...
+
+    def is_redundant(self, key: int, captured: Collection[int]) -> bool:
+        """Whether the graphs of ``captured`` serve every length that the one of ``key`` serves, without it."""
+        ...
+
+
+class ExactRule:
+    """A graph serves its own length. The successors of a length in use are expected next."""
+
+    name = "exact"
+
+    def choose(self, length: int, captured: Collection[int]) -> int | None:
+        return length if length in captured else None
+
+    def worth_capturing(self, length: int, served_by: int) -> list[int]:
+        return [length + ahead for ahead in range(1, SUCCESSORS + 1)]
+
+    def is_redundant(self, key: int, captured: Collection[int]) -> bool:
+        return True  # no graph can stand in for another: plain LRU decides
+
+
+class PaddedRule:
+    """A graph serves the lengths up to its own, within the padding bounds; what was padded is worth an exact graph."""
+
+    name = "padded"
+
+    def choose(self, length: int, captured: Collection[int]) -> int | None:
+        longest = 2 * length if length <= FLAT_LENGTH else int(length * (1 + MAX_WASTE))
+        return min((key for key in captured if length <= key <= longest), default=None)
+
+    def worth_capturing(self, length: int, served_by: int) -> list[int]:
+        return [length] if served_by != length else []
+
+    def is_redundant(self, key: int, captured: Collection[int]) -> bool:
+        others = [other for other in captured if other != key]
+        shortest_served = max((other for other in others if other < key), default=0) + 1
+        # Within one bound padding weighs most on the shortest length: if that has another graph, the rest have too.
+        hardest = {shortest_served} | ({FLAT_LENGTH + 1} if shortest_served <= FLAT_LENGTH < key else set())
+        return all(self.choose(length, others) is not None for length in hardest)
+
+
+def rule_by_name(name: str) -> Rule:
+    rules: dict[str, Rule] = {"exact": ExactRule(), "padded": PaddedRule()}
+    return rules[name]
+
+
+@dataclass
+class Counters:
+    """What happened to the requests, and to the graphs."""
+
+    exact: int = 0
+    padded: int = 0
+    captured: int = 0
+    eager: int = 0
+    background: int = 0  # graphs captured behind the requests
+    evicted: int = 0
+    failed: int = 0  # captures that did not succeed
+
+
+class GraphCache(Generic[Graph]):
+    """The rolling pool under a budget in graphs and one in bytes.
+
+    The least recently used graph leaves first, among those that others can stand in for: an exact
+    graph made in the background must not cost another length the only graph it could be padded to.
+
+    Not thread-safe by itself: the engine's lock guards it, because freeing a graph must wait for its replay anyway.
+    """
+
+    def __init__(self, rule: Rule, *, max_graphs: int, max_length: int, max_bytes: int | None = None) -> None:
+        self.rule = rule
+        self.counters = Counters()
+        self._max_graphs = max_graphs
+        self._max_length = max_length
+        self._max_bytes = max_bytes
+        self._graphs: OrderedDict[int, Graph] = OrderedDict()
+        self._bytes: dict[int, int] = {}
+        self._wanted: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __contains__(self, length: int) -> bool:
+        return length in self._graphs
+
+    @property
+    def lengths(self) -> list[int]:
+        """Captured lengths, least recently used first."""
+        return list(self._graphs)
+
+    def look_up(self, length: int) -> tuple[int, Graph] | None:
+        """The graph that serves ``length`` and its own length; it becomes the most recently used one."""
+        key = self.rule.choose(length, self._graphs)
+        if key is None:
+            return None
+        self._graphs.move_to_end(key)
+        return key, self._graphs[key]
+
+    def served(self, length: int, key: int, path: GraphPath) -> None:
+        """Count an answer, and remember what it makes worth capturing (the latest wish is granted first)."""
+        setattr(self.counters, path, getattr(self.counters, path) + 1)
+        for wish in reversed(self.rule.worth_capturing(length, key)):
+            if wish <= self._max_length and wish not in self._graphs:
+                self._wanted[wish] = None
+                self._wanted.move_to_end(wish)
+        while len(self._wanted) > RECENT_LENGTHS:
+            self._wanted.popitem(last=False)
+
+    def insert(self, length: int, graph: Graph, num_bytes: int = 0) -> list[Graph]:
+        """Add a graph as the most recently used one; returns those that had to leave, for the caller to free."""
+        replaced = [self._graphs.pop(length)] if length in self._graphs else []
+        self._graphs[length] = graph
+        self._bytes[length] = num_bytes
+        self._wanted.pop(length, None)
+        evicted = []
+        while len(self._graphs) > 1 and self._over_budget():
+            evicted.append(self.evict())
+        return replaced + [old for old in evicted if old is not None]
+
+    def evict(self) -> Graph | None:
+        """Take out the least recently used redundant graph, or the least recently used one; None of an empty pool."""
+        if not self._graphs:
+            return None
+        length = self._first_redundant() or next(iter(self._graphs))
+        graph = self._graphs.pop(length)
+        self._bytes.pop(length, None)
+        self.counters.evicted += 1
+        return graph
+
+    def next_wanted(self) -> int | None:
+        """The length to capture next, taken off the list; None where nothing is worth its place in the pool."""
+        if len(self._graphs) >= self._max_graphs and self._first_redundant() is None:
+            return None
+        while self._wanted:
+            length, _ = self._wanted.popitem(last=True)
+            if length not in self._graphs:
+                return length
+        return None
+
+    def _first_redundant(self) -> int | None:
+        newest = next(reversed(self._graphs), None)
+        candidates = (key for key in self._graphs if key != newest)
+        return next((key for key in candidates if self.rule.is_redundant(key, self._graphs)), None)
+
+    def clear(self) -> list[Graph]:
+        """Take every graph out, uncounted: the pool is closing."""
+        graphs = list(self._graphs.values())
+        self._graphs.clear()
+        self._bytes.clear()
+        self._wanted.clear()
+        return graphs
+
+    def snapshot(self) -> dict[str, int]:
+        return asdict(self.counters)
+
+    def _over_budget(self) -> bool:
+        if len(self._graphs) > self._max_graphs:
+            return True
+        return self._max_bytes is not None and sum(self._bytes.values()) > self._max_bytes

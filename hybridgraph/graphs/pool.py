@@ -1,0 +1,189 @@
+"""The rolling pool at work: look up, capture while the request waits, capture behind it, replay, evict."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+
+from hybridgraph.graphs.capture import CaptureCost, CapturedGraph, GraphBackend, Stopwatch
+from hybridgraph.graphs.policy import GraphCache
+from hybridgraph.records import GraphPath
+
+Progress = Callable[[str, int, int], None]
+DECODE = 0  # the decode graph's key among the costs; no prompt has this length
+
+
+class Capturable(Protocol):
+    """The static operations, bound to the engine's buffers."""
+
+    def run_prefill(self, length: int) -> None: ...
+
+    def run_decode(self) -> None: ...
+
+    def park(self) -> None:
+        """Point at the first id: the request before may have left its last one beyond a shorter prompt."""
+        ...
+
+    def rehearse_prefill(self, length: int) -> None:
+        """The same work on buffers of its own, so that a request in flight never notices."""
+        ...
+
+
+class GraphPool:
+    """Prefill graphs under a budget and one decode graph. ``lock`` is held by whoever replays, or changes the pool."""
+
+    def __init__(self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph]) -> None:
+        self.lock = threading.RLock()
+        self.backend = backend
+        self.cache = cache
+        self.costs: dict[int, CaptureCost] = {}
+        self.num_captures = 0
+        self._static = static
+        self._capturing = threading.Lock()  # one capture at a time in a process
+        self._decode: CapturedGraph | None = None
+
+    def precapture(self, lengths: Iterable[int], progress: Progress) -> None:
+        """Capture before serving: the longest first, so that the pool's memory grows once."""
+        wanted = sorted(set(lengths), reverse=True)
+        progress("capturing graphs", 0, len(wanted) + 1)
+        self._decode = self._capture_decode()
+        for number, length in enumerate(wanted, start=1):
+            self._add(length)
+            progress("capturing graphs", number + 1, len(wanted) + 1)
+
+    def prepare(self, length: int) -> tuple[int, GraphPath]:
+        """The captured length that a prompt of ``length`` will run at, captured now if it has to be; lock held."""
+        if (found := self.cache.look_up(length)) is not None:
+            key = found[0]
+            path: GraphPath = "exact" if key == length else "padded"
+        else:
+            key, path = length, "captured" if self._capture_or_make_room(length) else "eager"
+        self.cache.served(length, key, path)
+        return key, path
+
+    def replay_prefill(self, key: int) -> None:
+        found = self.cache.look_up(key)
+        if found is not None and found[0] == key:
+            found[1].replay()
+        else:
+            self._static.run_prefill(key)
+
+    def replay_decode(self) -> None:
+        if self._decode is not None:
+            self._decode.replay()
+        else:
+            self._static.run_decode()
+
+    def capture_in_background(self, length: int) -> None:
+        """Capture while requests are served; the lock is taken only for the first replay and the exchange."""
+        graph, cost = self._record(length, rehearse=True)
+        with self.lock:
+            self._finish(length, graph, cost)
+            self.cache.counters.background += 1
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, each graph's cost, and when a graph has paid for itself."""
+        costs = {str(length): asdict(cost) for length, cost in sorted(self.costs.items())}
+        return {
+            "counters": self.cache.snapshot(),
+            "graphs_held": len(self.cache),
+            "captures": self.num_captures,
+            "economics": self._economics(),
+            "capture_costs": costs,
+        }
+
+    def close(self) -> None:
+        with self.lock:
+            for graph in self.cache.clear() + ([self._decode] if self._decode else []):
+                graph.free()
+            self._decode = None
+
+    def _capture_or_make_room(self, length: int) -> bool:
+        """Capture; out of memory, give up the oldest half of the pool and try once more. False: serve eagerly."""
+        for attempt in range(2):
+            try:
+                self._add(length)
+                return True
+            except torch.OutOfMemoryError:
+                self.cache.counters.failed += 1
+                for _ in range((len(self.cache) + 1) // 2 if attempt == 0 else 0):
+                    if (graph := self.cache.evict()) is not None:
+                        graph.free()
+            except RuntimeError as error:
+                self.cache.counters.failed += 1
+                print(f"capture of length {length} failed: {error}", file=sys.stderr, flush=True)
+                return False
+        return False
+
+    def _add(self, length: int) -> None:
+        self._static.park()
+        graph, cost = self._record(length, rehearse=False)
+        self._finish(length, graph, cost)
+
+    def _record(self, length: int, *, rehearse: bool) -> tuple[CapturedGraph, dict[str, Any]]:
+        """Warm up and capture; nothing that a request could notice, if it rehearses."""
+        warm_up = self._static.rehearse_prefill if rehearse else self._static.run_prefill
+        return self._timed_capture(lambda: warm_up(length), lambda: self._static.run_prefill(length))
+
+    def _capture_decode(self) -> CapturedGraph:
+        graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode)
+        self._first_replays(DECODE, graph, cost)
+        return graph
+
+    def _timed_capture(
+        self, warm_up: Callable[[], None], run: Callable[[], None]
+    ) -> tuple[CapturedGraph, dict[str, Any]]:
+        cost: dict[str, Any] = {}
+
+        def timed_warm_up() -> None:
+            watch.lap_ms()
+            warm_up()
+            self.backend.synchronize()
+            cost["warmup_ms"] = watch.lap_ms()
+
+        with self._capturing:
+            watch = Stopwatch()
+            pool_before, driver_before = self.backend.memory_mib()
+            graph = self.backend.capture(timed_warm_up, run)
+            cost["capture_ms"] = watch.lap_ms()
+            pool_after, driver_after = self.backend.memory_mib()
+        cost["pool_mib"], cost["driver_mib"] = pool_after - pool_before, driver_after - driver_before
+        cost["num_nodes"] = graph.num_nodes
+        return graph, cost
+
+    def _finish(self, length: int, graph: CapturedGraph, cost: dict[str, Any]) -> None:
+        """First replays, insertion, eviction: with the lock held, because they run on the live buffers."""
+        self._first_replays(length, graph, cost)
+        num_bytes = int(max(0.0, self.costs[length].driver_mib) * (1 << 20))
+        for old in self.cache.insert(length, graph, num_bytes):
+            old.free()
+
+    def _first_replays(self, length: int, graph: CapturedGraph, cost: dict[str, Any]) -> None:
+        self._static.park()
+        watch = Stopwatch()
+        for name in ("first_replay_ms", "replay_ms"):
+            graph.replay()
+            self.backend.synchronize()
+            cost[name] = watch.lap_ms()
+        self.costs[length] = CaptureCost(**cost)
+        self.num_captures += 1
+
+    def _economics(self) -> dict[str, Any]:
+        """Medians over the prefill graphs captured so far; a graph pays back what it saves each request over eager."""
+        costs = [cost for length, cost in self.costs.items() if length != DECODE]
+        if not costs:
+            return {}
+        total_ms = median(cost.warmup_ms + cost.capture_ms + cost.first_replay_ms for cost in costs)
+        saved_ms = median(cost.warmup_ms - cost.replay_ms for cost in costs)
+        return {
+            "seconds_a_graph": total_ms / 1e3,
+            "driver_mib_a_graph": sum(cost.driver_mib for cost in costs) / len(costs),
+            "saved_ms_a_request": saved_ms,
+            "requests_to_pay_back": total_ms / saved_ms if saved_ms > 0 else None,
+        }

@@ -1,0 +1,136 @@
+"""The address of a generator: a Unix socket in a private directory, and who may hold it.
+
+A lock file beside the socket is held for a generator's life, so that of two that start at once
+exactly one serves, and so that a socket which a killed generator left behind is told from a live one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridgraph.errors import UserError
+
+MAX_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with its terminator
+_BACKLOG = 128
+
+
+def fresh_socket_path() -> Path:
+    """A path for a socket in a new directory of mode 0700; the caller removes the directory."""
+    return Path(tempfile.mkdtemp(prefix="hybridgraph-")) / "socket"
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The user id of the process that opened the other end, as the kernel knows it."""
+    layout = struct.Struct("3i")  # struct ucred: pid, uid, gid
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
+    uid: int = layout.unpack(credentials)[1]
+    return uid
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A bound, listening, non-blocking socket at ``path``."""
+
+    socket: socket.socket
+    path: Path
+
+
+@contextmanager
+def listen(path: Path | None = None) -> Iterator[Listener]:
+    """Hold ``path``, or a fresh private one, until the block ends; then the socket is gone.
+
+    Raises UserError where the path is too long, not private, held by a live generator, or taken by
+    something that is no socket.
+    """
+    owned = fresh_socket_path() if path is None else None
+    path = (path or owned or Path()).absolute()
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise UserError(f"--socket {path}: {len(os.fsencode(path))} bytes long, a socket's path has at most 107")
+    try:
+        _require_private(path.parent)
+        with _locked(path), _bound(path) as listening:
+            yield Listener(listening, path)
+    finally:
+        if owned is not None:
+            owned.parent.rmdir()
+
+
+def _require_private(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise UserError(f"--socket: no directory {directory} can be made or read: {error.strerror}") from None
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.getuid() or mode & 0o077:
+        raise UserError(
+            f"--socket: {directory} is not private (mode {mode:04o}): give a new directory, or one of mode 0700"
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock_path = path.with_name(path.name + ".lock")
+    descriptor = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that has just ended may have removed the file between our open and our lock.
+            held = os.path.samestat(os.fstat(descriptor), lock_path.lstat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise UserError(f"a generator is already serving {path}")
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _bound(path: Path) -> Iterator[socket.socket]:
+    _remove_stale(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(path))
+        bound = path.lstat()
+        try:
+            path.chmod(0o600)
+            listening.listen(_BACKLOG)
+            listening.setblocking(False)
+            yield listening
+        finally:
+            if path.exists() and os.path.samestat(path.lstat(), bound):
+                path.unlink()
+
+
+def _remove_stale(path: Path) -> None:
+    """Make way for a new socket; removes nothing but a socket that nobody listens on."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UserError(f"--socket {path} exists and is no socket: give another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog answers at once, too: that is a live server
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise UserError(f"--socket {path}: {error.strerror}") from None
+    raise UserError(f"a generator is already serving {path}")

@@ -1,0 +1,89 @@
+"""The engine's static buffers in a client's hands: it fills and reads them, the generator only replays.
+
+What keeps the two apart is order, not locks: the client's writes have finished when it sends
+Prefill or DecodeStep, and the device's have when Replayed is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from hybridgraph.errors import UserError
+from hybridgraph.ipc.messages import CpuBuffer, CudaBuffer, DecodeStep, Failed, Finished, Prefill, Replayed
+from hybridgraph.records import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LeaseMessage = Prefill | DecodeStep | Finished
+
+
+@runtime_checkable
+class SharingEngine(Protocol):
+    """An engine whose static buffers a client may fill and read itself."""
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """By the names of ``hybridgraph.ipc.buffers.SHARED_NAMES``."""
+        ...
+
+    def hold(self) -> AbstractContextManager[Any]:
+        """Until it is left, nothing in the background touches cache and logits."""
+        ...
+
+    def replay_prefill(self, length: int) -> Report:
+        """Run a prompt of ``length`` ids; when it returns, the device has written the logits."""
+        ...
+
+    def replay_decode(self) -> None:
+        """Run one step; when it returns, the device has written the logits."""
+        ...
+
+
+class Lease:
+    """One client's use of the buffers, from Shared until it gives them back or is gone."""
+
+    def __init__(self, engine: SharingEngine) -> None:
+        self._engine = engine
+        self._holding = ExitStack()  # from an answer's Prefill to its Finished
+        self._exports = ExitStack()
+        self.handles: dict[str, CudaBuffer | CpuBuffer] = {}
+        self.descriptors: list[int] = []
+
+    def __enter__(self) -> Lease:
+        from hybridgraph.ipc.buffers import ExportedBuffer  # needs torch, which serving by itself does not
+
+        for name, tensor in self._engine.shared_tensors().items():
+            buffer = self._exports.enter_context(ExportedBuffer(tensor, descriptor_index=len(self.descriptors)))
+            self.handles[name] = buffer.handle
+            self.descriptors += buffer.descriptors
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._holding.close()
+        self._exports.close()
+
+    def replay(self, message: LeaseMessage, log: Callable[[str], None]) -> Replayed | Failed | None:
+        """Do what ``message`` asks for; the reply, where it has one."""
+        try:
+            if isinstance(message, Finished):
+                self._holding.close()
+                return None
+            if isinstance(message, DecodeStep):
+                self._engine.replay_decode()
+                return Replayed(request=message.request, report=None)
+            self._holding.close()
+            self._holding.enter_context(self._engine.hold())
+            return Replayed(request=message.request, report=self._engine.replay_prefill(message.length))
+        except UserError as error:
+            return Failed(request=message.request, kind="request", error=str(error))
+        except Exception as error:
+            log(f"a replay failed in the engine: {one_line(error)}")
+            return Failed(request=message.request, kind="engine", error=one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    """What a client and the log are told of ``error``."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,234 @@
+"""The entry points behind the scripts: parse, build, run, close. Every mistake of a user's ends in one line here.
+
+python -m hybridgraph.main pair case4 --decode-tokens 64    # generator and client of one case
+python -m hybridgraph.main not-run case5_tensorrt_llm REASON --output-dir output
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridgraph.cases import CASE2, CASE4, Case, case_by_key
+from hybridgraph.config import Config, parse_args
+from hybridgraph.errors import UserError
+from hybridgraph.progress import progress_bars, say
+from hybridgraph.results import record_not_run
+
+if TYPE_CHECKING:
+    from hybridgraph.records import TokenSource
+
+# torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
+
+ROOT = Path(__file__).resolve().parent.parent
+GENERATORS = {CASE2.key: "case2_async_cuda_generator.py", CASE4.key: "case4_jit_cuda_generator.py"}
+STOP_S = 30.0  # what a generator is given to end by itself
+
+
+def _guarded(body: Callable[[], int]) -> int:
+    try:
+        return body()
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted: every finished row is on disk; --resume goes on from there")
+        return 130
+
+
+def _config(description: str | None, argv: Sequence[str] | None) -> Config:
+    return parse_args(argv, description=description or "")
+
+
+def _description() -> str | None:
+    """The docstring of the script that was started: ``--help`` shows what its case holds fixed and varies."""
+    return sys.modules["__main__"].__doc__
+
+
+def run_case(key: str, argv: Sequence[str] | None = None) -> int:
+    """Measure a case that runs in this process; returns the exit code."""
+
+    def body() -> int:
+        config = _config(_description(), argv)
+        from hybridgraph.build import case_as_configured, open_source
+
+        case = case_as_configured(case_by_key(key), config)
+        with _reason_recorded(config, case), closing(open_source(config, case)) as source:
+            _measure(source, config, case)
+        return 0
+
+    return _guarded(body)
+
+
+def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = True) -> int:
+    """Serve a case's engine on a socket until SIGTERM or Ctrl-C; returns the exit code."""
+
+    def body() -> int:
+        config = _config(_description(), argv)
+        from hybridgraph.ipc.address import listen
+        from hybridgraph.server import serve as serve_engine
+
+        with listen(Path(config.socket) if config.socket else None) as listener:
+            print(f"listening {listener.path}", flush=True)
+            from hybridgraph.build import case_as_configured, open_engine
+
+            case = case_as_configured(case_by_key(key), config)
+            with progress_bars() as bars:
+
+                def open_with_progress(tell: Callable[[str, int, int], None]) -> object:
+                    def both(stage: str, done: int, total: int) -> None:
+                        bars(stage, done, total)
+                        tell(stage, done, total)
+
+                    return open_engine(config, case, background=background, progress=both)
+
+                return serve_engine(
+                    listener, open_with_progress, on_ready=lambda: say(f"ready: serving on {listener.path}")
+                )
+
+    return _guarded(body)
+
+
+def run_client(key: str, argv: Sequence[str] | None = None) -> int:
+    """Measure a running generator; returns the exit code."""
+
+    def body() -> int:
+        config = _config(_description(), argv)
+        case = _client_case(key, config)
+        if config.socket is None:
+            raise UserError(f"--socket is missing: start a generator with: python {GENERATORS[key]} --socket PATH")
+        with _reason_recorded(config, case):
+            _measure_generator(Path(config.socket), config, case, GENERATORS[key])
+        return 0
+
+    return _guarded(body)
+
+
+def run_pair(key: str, argv: Sequence[str]) -> int:
+    """Start a case's generator, measure it from this process, and stop what was started."""
+
+    def body() -> int:
+        config = _config(None, argv)
+        case = _client_case(key, config)
+        if config.socket is not None:
+            raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
+        with _reason_recorded(config, case), tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory:
+            path = Path(directory) / "socket"
+            with _generator(GENERATORS[key], [*argv, "--socket", str(path)]):
+                _measure_generator(path, config, case, GENERATORS[key])
+        return 0
+
+    return _guarded(body)
+
+
+def run_case5(argv: Sequence[str] | None = None) -> int:
+    """Measure TensorRT-LLM, or the peer that ``--engine`` names; returns the exit code."""
+
+    def body() -> int:
+        config = _config(_description(), argv)
+        from hybridgraph.sources.peers import case_of, open_source, supervised
+
+        case = case_of(config)
+        with _reason_recorded(config, case):
+            if (exit_code := supervised(config, case)) is not None:
+                return exit_code
+            with closing(open_source(config, case)) as source:
+                _measure(source, config, case)
+        return 0
+
+    return _guarded(body)
+
+
+def _client_case(key: str, config: Config) -> Case:
+    # The client's process never loads a model, so it does not import what builds one.
+    if config.forward == "fused" and key == CASE4.key:
+        return case_by_key("case4_fused")
+    if config.forward == "fused":
+        raise UserError("--forward fused is a variant of Case 4 only")
+    return case_by_key(key)
+
+
+def _measure(source: TokenSource, config: Config, case: Case) -> None:
+    from hybridgraph.build import open_prompts
+    from hybridgraph.runner import measure
+    from hybridgraph.summary import print_summary
+
+    results = measure(source, config, case, open_prompts(config, source.info))
+    print_summary(case, results, source.stats(), as_json=config.json)
+
+
+def _measure_generator(path: Path, config: Config, case: Case, script: str) -> None:
+    from hybridgraph.client import GeneratorClient
+
+    with progress_bars() as bars:
+        client = GeneratorClient.connect(
+            path, script=script, on_progress=bars, on_queued=lambda ahead: say(f"waiting: {ahead} requests are ahead")
+        )
+    with closing(client):
+        served = client.info.environment.get("case")
+        if served != case.key:
+            raise UserError(f"the generator at {path} serves {served}, not {case.key}")
+        _measure(client, config, case)
+
+
+@contextmanager
+def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
+    """A generator process of our own, listening when the block starts and gone when it ends."""
+    command = [sys.executable, str(ROOT / script), *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline().startswith("listening"):
+                raise UserError(f"the generator {script} ended before it listened (exit code {process.wait()})")
+            yield
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                say(f"{script} did not end within {STOP_S:g} s: it is killed")
+                process.kill()
+
+
+@contextmanager
+def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
+    """Where a case cannot run, its column in the tables says why."""
+    try:
+        yield
+    except UserError as error:
+        try:
+            record_not_run(config.output_path, case.name, str(error))
+        except UserError as unwritable:
+            say(f"error: {unwritable}")
+        raise
+
+
+def _not_run(arguments: Sequence[str]) -> int:
+    def body() -> int:
+        if len(arguments) != 4 or arguments[2] != "--output-dir":
+            raise UserError("usage: python -m hybridgraph.main not-run CASE_NAME REASON --output-dir DIR")
+        record_not_run(Path(arguments[3]), arguments[0], arguments[1])
+        return 0
+
+    return _guarded(body)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The commands of the shell scripts."""
+    if argv[:1] == ["pair"] and len(argv) > 1 and argv[1] in GENERATORS:
+        return run_pair(argv[1], argv[2:])
+    if argv[:1] == ["not-run"]:
+        return _not_run(argv[1:])
+    say("usage: python -m hybridgraph.main {pair {case2,case4} [FLAGS] | not-run CASE_NAME REASON --output-dir DIR}")
+    return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,280 @@
+"""The generator as a server: one engine, one thread, any number of clients, one request at a time.
+
+The engine runs in the thread that serves the sockets, so that nothing lies between a request's
+arrival and the first kernel it launches. Between two tokens, and whenever the starting engine
+reports progress, the loop looks at the sockets without waiting.
+
+The life of a request: Generate arrives → it waits in order (Queued) → the engine checks it →
+each id is sent when it exists (Token) → Done with the engine's report, or Failed with the reason.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any, Protocol
+
+from hybridgraph.errors import UserError
+from hybridgraph.ipc.address import Listener
+from hybridgraph.ipc.hub import HELLO_TIMEOUT_S, Connection, Hub
+from hybridgraph.ipc.messages import (
+    Cancel,
+    Done,
+    Failed,
+    FailureKind,
+    Generate,
+    GetStats,
+    Progress,
+    Ready,
+    Share,
+    Shared,
+    Stats,
+    Token,
+    ToServer,
+)
+from hybridgraph.lending import Lease, LeaseMessage, SharingEngine, one_line
+from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.signals import Stopped, StopSignals
+from hybridgraph.waiting import Job, Line
+
+FINISH_S = 2.0  # what an answer in flight is given when the generator is told to stop
+MAX_WAITING_PER_CLIENT = 64
+
+
+class Engine(Protocol):
+    """What is served. All calls come from the thread that called ``serve``."""
+
+    @property
+    def info(self) -> SourceInfo: ...
+
+    @property
+    def report(self) -> Report:
+        """Of the last finished answer or prefill."""
+        ...
+
+    def check(self, request: Request) -> None:
+        """Raise UserError for a request that cannot be answered."""
+        ...
+
+    def answer(self, request: Request) -> Generator[int, None, None]:
+        """The ids of the answer, each when it exists; closing the generator cancels it."""
+        ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+ProgressCallback = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
+
+
+def log_to_stderr(text: str) -> None:
+    print(f"generator: {text}", file=sys.stderr, flush=True)
+
+
+def serve(
+    listener: Listener,
+    open_engine: Callable[[ProgressCallback], Engine],
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    log: Callable[[str], None] = log_to_stderr,
+    hello_timeout_s: float = HELLO_TIMEOUT_S,
+    finish_s: float = FINISH_S,
+) -> int:
+    """Open an engine and serve it until SIGTERM or SIGINT; returns the process's exit code (0 or 130).
+
+    ``open_engine`` is given a callback for its progress; clients may connect, and see it, from the
+    first call on. What it raises reaches them as Failed and is raised again here. Must be called
+    from the main thread, which receives signals. The listener stays the caller's.
+    """
+    with StopSignals() as stop, closing(Server(listener, stop, log, hello_timeout_s, finish_s)) as server:
+        try:
+            with stop.at_once():
+                engine = open_engine(server.show_progress)
+        except Stopped:
+            server.end_all("stopped", "the generator was stopped before it was ready")
+            return stop.exit_code
+        except Exception as error:
+            server.end_all("engine", f"the generator could not start: {one_line(error)}")
+            raise
+        with closing(engine):
+            server.run(engine, on_ready)
+        return stop.exit_code
+
+
+class _Interrupted(Exception):
+    """The answer in flight must not go on."""
+
+    def __init__(self, kind: FailureKind, text: str) -> None:
+        super().__init__(text)
+        self.kind: FailureKind = kind
+
+
+class Server:
+    """Who holds the engine, who waits for it, and what every message does."""
+
+    def __init__(
+        self, listener: Listener, stop: StopSignals, log: Callable[[str], None], hello_timeout_s: float, finish_s: float
+    ) -> None:
+        self._stop = stop
+        self._log = log
+        self._finish_s = finish_s
+        self._started_s = time.perf_counter()
+        self._hub = Hub(
+            listener,
+            on_hello=self._greet,
+            on_message=self._receive,
+            on_close=lambda connection: self._line.forget(connection),
+            log=log,
+            hello_timeout_s=hello_timeout_s,
+        )
+        self._hub.watch(stop.wake, lambda: stop.wake.recv(64))
+        self._engine: Engine | None = None
+        self._line = Line(lambda job, ahead: self._hub.send(job.connection, job.queued(ahead)))
+        self._lease: Lease | None = None
+        self._state: Progress | Ready = Progress(stage="starting", done=0, total=0)
+        self._counts = Counter(clients=0, done=0, failed=0, cancelled=0)
+
+    def show_progress(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Tell every client how far the engine's start is, and let new ones in."""
+        self._state = Progress(stage=stage, done=done, total=total, detail=detail)
+        self._hub.broadcast(self._state)
+        self._hub.poll(0.0)
+
+    def run(self, engine: Engine, on_ready: Callable[[], None]) -> None:
+        """Answer requests in the order of their arrival until a signal to stop."""
+        self._engine = engine
+        # What lives now lives until the end: a collection must not walk it while a request waits.
+        gc.collect()
+        gc.freeze()
+        self._state = Ready(info=engine.info, startup_s=time.perf_counter() - self._started_s)
+        self._hub.broadcast(self._state)
+        on_ready()
+        while self._stop.received is None:
+            if (job := self._line.next()) is not None:
+                self._serve(engine, job)
+            else:
+                self._hub.poll(None)
+        self.end_all("stopped", "the generator was stopped")
+
+    def end_all(self, kind: FailureKind, error: str) -> None:
+        """Tell every waiting request, then every client, why there will be no answer."""
+        for job in self._line.clear():
+            self._fail(job, kind, error)
+        self._hub.broadcast(Failed(request=None, kind=kind, error=error))
+        self._hub.poll(0.0)
+
+    def close(self) -> None:
+        self._hub.close()
+
+    def _serve(self, engine: Engine, job: Job) -> None:
+        try:
+            if isinstance(job.message, Share):
+                self._lend(engine, job)
+            else:
+                self._answer(engine, job, job.message)
+        except _Interrupted as interruption:
+            self._fail(job, interruption.kind, str(interruption))
+        except UserError as error:
+            self._fail(job, "request", str(error))
+        except Exception as error:
+            self._log(f"a request failed in the engine: {one_line(error)}")
+            self._fail(job, "engine", one_line(error))
+        finally:
+            self._line.holder = None
+
+    def _answer(self, engine: Engine, job: Job, message: Generate) -> None:
+        held_s = time.perf_counter()
+        request = Request(
+            prompt_ids=message.prompt_ids,
+            max_new_tokens=message.max_new_tokens,
+            temperature=message.temperature,
+            seed=message.seed,
+        )
+        engine.check(request)
+        first_token_ms, count = None, 0
+        with closing(engine.answer(request)) as ids:
+            for index, token_id in enumerate(ids):
+                self._hub.send(job.connection, Token(request=message.request, index=index, id=token_id))
+                if index == 0:
+                    first_token_ms = (time.perf_counter() - held_s) * 1e3
+                count = index + 1
+                self._look_around(job)
+        self._counts["done"] += 1
+        done = Done(
+            request=message.request,
+            report=engine.report,
+            num_tokens=count,
+            queue_ms=(held_s - job.arrived_s) * 1e3,
+            first_token_ms=first_token_ms,
+        )
+        self._hub.send(job.connection, done)
+
+    def _look_around(self, job: Job) -> None:
+        """See to the sockets without waiting; raises _Interrupted where the answer must not go on."""
+        self._hub.poll(0.0)
+        if job.cancelled or not job.connection.open:
+            raise _Interrupted("cancelled", "the request was cancelled")
+        if self._stop.received is not None and time.monotonic() > self._stop.received_s + self._finish_s:
+            raise _Interrupted("stopped", "the generator was stopped before the answer was complete")
+
+    def _lend(self, engine: Engine, job: Job) -> None:
+        """Export the static buffers to one client, and replay for it until it gives the engine back."""
+        if not isinstance(engine, SharingEngine):
+            raise UserError("this generator's engine has no buffers to share")
+        with Lease(engine) as self._lease:
+            reply = Shared(request=job.message.request, buffers=self._lease.handles)
+            self._hub.send_with_descriptors(job.connection, reply, self._lease.descriptors)
+            while job.connection.open and not job.cancelled and self._stop.received is None:
+                self._hub.poll(None)
+        self._lease = None
+
+    def _greet(self, connection: Connection) -> None:
+        self._counts["clients"] += 1
+        self._hub.send(connection, self._state)
+
+    def _receive(self, connection: Connection, message: ToServer) -> None:
+        if isinstance(message, (Generate, Share)):
+            self._enqueue(Job(connection=connection, message=message, arrived_s=time.perf_counter()))
+        elif isinstance(message, LeaseMessage):
+            self._replay(connection, message)
+        elif isinstance(message, Cancel):
+            self._cancel(connection, message.request)
+        elif isinstance(message, GetStats):
+            self._hub.send(connection, Stats(values=self._stats()))
+        else:
+            self._hub.drop(connection, "protocol", "a second Hello")
+
+    def _enqueue(self, job: Job) -> None:
+        if self._line.num_of(job.connection) >= MAX_WAITING_PER_CLIENT:
+            self._fail(job, "request", f"{MAX_WAITING_PER_CLIENT} requests of this client wait already")
+        else:
+            self._line.append(job)
+
+    def _cancel(self, connection: Connection, request: int) -> None:
+        holder = self._line.holder
+        if holder is not None and holder.is_of(connection, request):
+            holder.cancelled = True  # seen between two tokens
+        elif (job := self._line.take_out(connection, request)) is not None:
+            self._fail(job, "cancelled", "the request was cancelled")
+
+    def _replay(self, connection: Connection, message: LeaseMessage) -> None:
+        lease, holder = self._lease, self._line.holder
+        if lease is None or holder is None or holder.connection is not connection:
+            error = "this client does not hold the shared buffers"
+            self._hub.send(connection, Failed(request=message.request, kind="request", error=error))
+        elif (reply := lease.replay(message, self._log)) is not None:
+            self._hub.send(connection, reply)
+
+    def _fail(self, job: Job, kind: FailureKind, error: str) -> None:
+        self._counts["cancelled" if kind == "cancelled" else "failed"] += 1
+        self._hub.send(job.connection, Failed(request=job.message.request, kind=kind, error=error))
+
+    def _stats(self) -> dict[str, Any]:
+        engine = self._engine.stats() if self._engine else {}
+        startup_s = self._state.startup_s if isinstance(self._state, Ready) else None
+        return engine | {"server": {**self._counts, "waiting": len(self._line), "startup_s": startup_s}}

@@ -1,0 +1,58 @@
+"""SIGTERM and SIGINT as a request to stop, for a process whose one thread waits on sockets."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(BaseException):
+    """A stop signal arrived while nothing was in flight that could be finished."""
+
+
+class StopSignals:
+    """While entered, a stop signal is recorded, and makes ``wake`` readable."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.received_s = 0.0  # monotonic
+        self._raises = False
+        self.wake, self._waker = socket.socketpair()
+
+    def __enter__(self) -> StopSignals:
+        for end in (self.wake, self._waker):
+            end.setblocking(False)
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._fd_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._fd_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.wake.close()
+        self._waker.close()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self.received_s = number, time.monotonic()
+        if self._raises:
+            raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this block a signal raises Stopped wherever the thread is."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    @property
+    def exit_code(self) -> int:
+        """By convention: asked to end, a service has succeeded; interrupted from a keyboard, 128 + SIGINT."""
+        return 130 if self.received == signal.SIGINT else 0

@@ -1,0 +1,79 @@
+"""Case 1: an unmodified Hugging Face model, called as a user calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from hybridgraph.engine import check_request
+from hybridgraph.model import LoadedModel
+from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.timing import DeviceTimer
+
+
+class HuggingFaceSource:
+    """``model.generate()`` at batch 1, sampling over the full vocabulary; ids arrive through a streamer."""
+
+    def __init__(self, loaded: LoadedModel, info: SourceInfo, **generate_arguments: Any) -> None:
+        self._model = loaded.module
+        # An end-of-text id does not end a measured answer, and no case reshapes the distribution further.
+        self._model.generation_config = GenerationConfig(pad_token_id=0)
+        self._device = loaded.device
+        self._info = info
+        self._arguments = generate_arguments
+        self._timer = DeviceTimer(loaded.device)
+
+    @property
+    def info(self) -> SourceInfo:
+        return self._info
+
+    @torch.inference_mode()
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        check_request(request, self._info)
+        torch.manual_seed(request.seed)
+        self._timer.start()
+        prompt = torch.tensor([request.prompt_ids], device=self._device)
+        self._model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=request.max_new_tokens,
+            streamer=_Emitter(emit, self._timer),
+            **_sampling(request),
+            **self._arguments,
+        )
+        return Report(device_ms=self._timer.elapsed_ms(), graph_path="eager")
+
+    def stats(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        del self._model
+
+
+def _sampling(request: Request) -> dict[str, Any]:
+    if request.temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": request.temperature, "top_k": 0, "top_p": 1.0}
+
+
+class _Emitter(BaseStreamer):  # type: ignore[misc]  # transformers is not typed
+    """Hands each id on as it comes; ``generate()`` sends the prompt first."""
+
+    def __init__(self, emit: Callable[[int], None], timer: DeviceTimer) -> None:
+        self._emit = emit
+        self._timer = timer
+        self._tokens_seen = -1
+
+    def put(self, value: torch.Tensor) -> None:
+        self._tokens_seen += 1
+        if self._tokens_seen == 1:
+            self._timer.stop()
+        if self._tokens_seen > 0:
+            self._emit(int(value.item()))
+
+    def end(self) -> None:
+        pass

@@ -1,0 +1,42 @@
+"""What a finished case prints: its rows for a person, and one JSON document for a program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from hybridgraph.cases import Case
+from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
+from hybridgraph.results import ResultWriter, Row
+
+SHOWN = {
+    "_ttft.csv": TTFT_COLUMNS[:15],
+    "_p99.csv": P99_COLUMNS[:8],
+    "_decode.csv": DECODE_COLUMNS[:8],
+}
+
+
+def print_summary(case: Case, results: ResultWriter, stats: dict[str, Any], *, as_json: bool) -> None:
+    """Print every table of a run to standard output; with ``as_json``, the same data as its last line."""
+    identity = results.identity
+    print(f"{case.title}: {identity.model}, {identity.dtype}, {identity.load_format} weights, {identity.device}")
+    if identity.graph_backend == "emulated":
+        print("graphs are EMULATED on this machine: these are not CUDA Graph results")
+    document: dict[str, Any] = {"case": case.name, "stats": stats}
+    for suffix, columns, rows in results.summaries():
+        if rows:
+            print(_as_text(SHOWN[suffix], rows))
+            document[suffix.removeprefix("_").removesuffix(".csv")] = [{c: row[c] for c in columns} for row in rows]
+    if as_json:
+        print(json.dumps(document))
+
+
+def _as_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    cells = [list(columns)] + [[_cell(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,82 @@
+"""Who holds the engine and who waits for it, in the order of their arrival."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hybridgraph.ipc.hub import Connection
+from hybridgraph.ipc.messages import Generate, Queued, Share
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """A request that waits for the engine or holds it."""
+
+    connection: Connection
+    message: Generate | Share
+    arrived_s: float  # perf_counter
+    told_ahead: int = 0  # the position its client knows
+    cancelled: bool = False
+
+    def is_of(self, connection: Connection, request: int) -> bool:
+        return self.connection is connection and self.message.request == request
+
+    def queued(self, ahead: int) -> Queued:
+        return Queued(request=self.message.request, position=ahead)
+
+
+class Line:
+    """One holder and those behind it; ``tell(job, ahead)`` is called whenever a job's position has changed."""
+
+    def __init__(self, tell: Callable[[Job, int], None]) -> None:
+        self.holder: Job | None = None
+        self._tell = tell
+        self._waiting: deque[Job] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def num_of(self, connection: Connection) -> int:
+        """How many requests of one client wait."""
+        return sum(job.connection is connection for job in self._waiting)
+
+    def append(self, job: Job) -> None:
+        self._waiting.append(job)
+        self._tell_positions()
+
+    def next(self) -> Job | None:
+        """Make the first in line the holder."""
+        if not self._waiting:
+            return None
+        self.holder = self._waiting.popleft()
+        self._tell_positions()
+        return self.holder
+
+    def take_out(self, connection: Connection, request: int) -> Job | None:
+        """Remove one waiting request; None where it does not wait."""
+        for job in self._waiting:
+            if job.is_of(connection, request):
+                self._waiting.remove(job)
+                self._tell_positions()
+                return job
+        return None
+
+    def forget(self, connection: Connection) -> None:
+        """A client is gone: nothing of it waits any longer."""
+        if self.num_of(connection):
+            self._waiting = deque(job for job in self._waiting if job.connection is not connection)
+            self._tell_positions()
+
+    def clear(self) -> list[Job]:
+        """Remove and return everyone who waits."""
+        left = list(self._waiting)
+        self._waiting.clear()
+        return left
+
+    def _tell_positions(self) -> None:
+        for ahead, job in enumerate(self._waiting, 1 if self.holder else 0):
+            if ahead != job.told_ahead:
+                job.told_ahead = ahead
+                self._tell(job, ahead)

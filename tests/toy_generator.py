@@ -1,0 +1,108 @@
+"""A generator whose engine is arithmetic: the protocol and its faults are tested without a model.
+
+    python tests/toy_generator.py SOCKET [--start-s S] [--fail-start TEXT] [--hello-timeout S] [--finish S]
+
+Every id but 7 and 8 is harmless: 7 makes the engine raise, 8 makes each of its tokens take 50 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from hybridgraph.errors import UserError
+from hybridgraph.ipc.address import listen
+from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.server import ProgressCallback, serve
+
+VOCAB_SIZE, MAX_SEQ_LEN = 100, 600
+BREAKS, SLOW = 7, 8
+TOKEN_S = 0.05
+
+
+def toy_answer(prompt_ids: list[int], count: int, seed: int) -> list[int]:
+    return [(sum(prompt_ids) + seed + 3 * index) % VOCAB_SIZE for index in range(count)]
+
+
+class ToyEngine:
+    def __init__(self) -> None:
+        self.info = SourceInfo(
+            model="toy",
+            dtype="none",
+            load_format="dummy",
+            device="cpu",
+            vocab_size=VOCAB_SIZE,
+            max_seq_len=MAX_SEQ_LEN,
+            environment={"nested": [1, {"a": None}]},
+        )
+        self.report = Report()
+        self.abandoned = 0
+
+    def check(self, request: Request) -> None:
+        if not request.prompt_ids:
+            raise UserError("the prompt is empty")
+        if len(request.prompt_ids) + request.max_new_tokens > MAX_SEQ_LEN:
+            raise UserError(f"{len(request.prompt_ids)} ids and {request.max_new_tokens} new: at most {MAX_SEQ_LEN}")
+        for token_id in request.prompt_ids:
+            if not 0 <= token_id < VOCAB_SIZE:
+                raise UserError(f"token id {token_id} is outside the vocabulary of {VOCAB_SIZE}")
+
+    def answer(self, request: Request) -> Generator[int, None, None]:
+        finished = False
+        try:
+            for token_id in toy_answer(request.prompt_ids, request.max_new_tokens, request.seed):
+                if BREAKS in request.prompt_ids:
+                    raise RuntimeError("the engine broke\non two lines")
+                if SLOW in request.prompt_ids:
+                    time.sleep(TOKEN_S)
+                yield token_id
+            finished = True
+        finally:
+            self.abandoned += not finished
+            self.report = Report(device_ms=1.5, graph_path="exact")
+
+    def stats(self) -> dict[str, Any]:
+        return {"abandoned": self.abandoned}
+
+    def close(self) -> None:
+        print("engine closed", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--start-s", type=float, default=0.0)
+    parser.add_argument("--fail-start")
+    parser.add_argument("--hello-timeout", type=float, default=5.0)
+    parser.add_argument("--finish", type=float, default=2.0)
+    options = parser.parse_args()
+
+    def open_engine(progress: ProgressCallback) -> ToyEngine:
+        end = time.monotonic() + options.start_s
+        while time.monotonic() < end:
+            progress("capturing graphs", 1, 3)
+        if options.fail_start:
+            raise UserError(options.fail_start)
+        return ToyEngine()
+
+    try:
+        with listen(options.socket) as listener:
+            print("listening", flush=True)
+            return serve(
+                listener,
+                open_engine,
+                on_ready=lambda: print("ready", flush=True),
+                hello_timeout_s=options.hello_timeout,
+                finish_s=options.finish,
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
