@@ -48,7 +48,7 @@ class RequestFailed(UserError):
         self.kind: FailureKind = kind
 
 
-def _nobody(*_: object) -> None:
+def nobody(*_: object) -> None:
     """A callback nobody listens to."""
 
 
@@ -98,13 +98,24 @@ class GeneratorLink:
         except (GeneratorGone, TimeoutError, ProtocolError) as error:
             raise self.fault(error) from None
 
-    def wait_for(self, kind: type[_Reply], *, on_progress: OnProgress = _nobody) -> _Reply:
-        """The next message of type ``kind``; raises UserError where there will be none."""
+    def wait_for(self, kind: type[_Reply], *, request: int | None = None, on_progress: OnProgress = nobody) -> _Reply:
+        """The next message of type ``kind``; raises UserError where ``request`` or the connection failed instead."""
         while not isinstance(message := self.receive(), kind):
             if isinstance(message, Progress):
                 on_progress(message.stage, message.done, message.total)
-            self.heed(message, None)
+            self.heed(message, request)
         return message
+
+    def wait_for_with_descriptors(self, kind: type[_Reply], *, request: int) -> tuple[_Reply, list[int]]:
+        """As ``wait_for``, and the file descriptors that came with the message, which the caller closes."""
+        while True:
+            try:
+                message, descriptors = self.channel.receive_with_descriptors()
+            except (GeneratorGone, TimeoutError, ProtocolError) as error:
+                raise self.fault(error) from None
+            if isinstance(message, kind):
+                return message, descriptors
+            self.heed(message, request)
 
     def heed(self, message: ToClient, request: int | None) -> None:
         """React to what is no answer: raises RequestFailed where ``request`` or the connection failed."""
@@ -139,8 +150,8 @@ class GeneratorClient:
         *,
         script: str,
         silence_s: float = SILENCE_S,
-        on_progress: OnProgress = _nobody,
-        on_queued: OnQueued = _nobody,
+        on_progress: OnProgress = nobody,
+        on_queued: OnQueued = nobody,
     ) -> GeneratorClient:
         """Wait until the generator at ``path`` is ready, with its progress in ``on_progress``.
 

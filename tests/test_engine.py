@@ -1,0 +1,292 @@
+"""Every path of the engine gives the ids of the plain one; on a GPU within half precision's own error."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, tiny_model
+
+from hybridgraph.engine import EngineOptions, HybridEngine, info_of
+from hybridgraph.errors import UserError
+from hybridgraph.graphs.capture import CudaGraphs
+from hybridgraph.model import LoadedModel, load_model
+from hybridgraph.records import Request
+from hybridgraph.sources.huggingface import HuggingFaceSource
+from hybridgraph.sources.local import LocalEngineSource
+
+Ids = Callable[[int, int], list[int]]
+
+CASE2 = EngineOptions(ops="native", graphs="exact", precapture=tuple(range(1, 51)))
+CASE3 = EngineOptions(ops="torchscript", graphs="none")
+CASE4 = EngineOptions(ops="torchscript", graphs="padded")
+
+
+def open_engine(loaded: LoadedModel, options: EngineOptions) -> HybridEngine:
+    return HybridEngine(loaded, options, info_of(loaded))
+
+
+def greedy(source: HuggingFaceSource | LocalEngineSource, prompt: list[int], new_tokens: int) -> list[int]:
+    answer: list[int] = []
+    source.stream(Request(prompt_ids=prompt, max_new_tokens=new_tokens, temperature=0.0), answer.append)
+    return answer
+
+
+@pytest.fixture(scope="module", params=["llama-mha", "llama-gqa", "llama-tied"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return tiny_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("options", [CASE2, CASE4], ids=["case2", "case4"])
+def test_greedy_equals_generate_at_every_length(loaded: LoadedModel, options: EngineOptions, random_ids: Ids) -> None:
+    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    with open_engine(loaded, options) as engine:
+        for length in range(1, 131):
+            prompt = random_ids(length, 500)
+            new_tokens = 40 if length % 13 == 0 else 3
+            assert greedy(LocalEngineSource(engine), prompt, new_tokens) == greedy(baseline, prompt, new_tokens)
+        counters = engine.stats()["counters"]
+    assert sum(counters[path] for path in ("exact", "padded", "captured", "eager")) == 130
+    assert counters["failed"] == counters["eager"] == 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_case3_equals_generate_over_64_tokens(name: str, tmp_path: Path, random_ids: Ids) -> None:
+    loaded = tiny_model(name, tmp_path)
+    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    source = LocalEngineSource(open_engine(loaded, CASE3))
+    for length in (1, 17, 64):
+        prompt = random_ids(length, 500)
+        assert greedy(source, prompt, 64) == greedy(baseline, prompt, 64)
+
+
+def test_architectures_without_rotary_embeddings_run_in_case3(tmp_path: Path, random_ids: Ids) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500, "n_positions": 256}'
+    )
+    loaded = load_model(str(tmp_path), load_format="dummy", dtype="float32", device=torch.device("cpu"), seed=1)
+    source = LocalEngineSource(open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=256)))
+    prompt = random_ids(20, 500)
+    assert greedy(source, prompt, 20) == greedy(HuggingFaceSource(loaded, info_of(loaded)), prompt, 20)
+
+
+def test_real_model_answers_as_generate_does(smollm2: str) -> None:
+    loaded = load_model(smollm2, load_format="auto", dtype="float32", device=torch.device("cpu"), seed=0)
+    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    case3 = open_engine(loaded, CASE3)
+    case2 = open_engine(loaded, EngineOptions(ops="native", graphs="exact", precapture=(5,), async_capture=False))
+    case4 = open_engine(loaded, EngineOptions(ops="torchscript", precapture=(8, 16), async_capture=False))
+    for number in range(5):
+        prompt = [504 + (number * 7919 + i * 104729) % 40000 for i in range(5 + 4 * number)]
+        expected = greedy(baseline, prompt, 64)
+        assert greedy(LocalEngineSource(case3), prompt, 64) == expected
+        if number < 2:
+            for engine in (case2, case4):
+                assert greedy(LocalEngineSource(engine), prompt, 40) == expected[:40]
+
+
+def test_sampling_is_seeded_and_independent_of_the_graph(loaded: LoadedModel, random_ids: Ids) -> None:
+    prompt = random_ids(13, 500)
+    with open_engine(loaded, CASE4) as padded, open_engine(loaded, CASE2) as exact:
+        answers = [list(e.generate(prompt, 24, temperature=0.7, seed=s)) for e in (padded, exact) for s in (5, 5, 6)]
+    assert answers[0] == answers[1] == answers[3] == answers[4]
+    assert answers[2] == answers[5] != answers[0]
+
+
+def test_decode_stays_identical_while_the_background_captures(loaded: LoadedModel, random_ids: Ids) -> None:
+    prompt = random_ids(23, 500)
+    with open_engine(loaded, EngineOptions(ops="native", async_capture=False)) as quiet:
+        expected = list(quiet.generate(prompt, 200))
+    options = EngineOptions(ops="native", async_capture=False, max_graphs=8, precapture=(30, 60))
+    with open_engine(loaded, options) as engine:
+        assert engine._pool is not None
+        for _ in range(3):
+            capture = threading.Thread(target=engine._pool.capture_in_background, args=(57,))
+            stream = engine.generate(prompt, 200)
+            first = next(stream)
+            capture.start()
+            assert [first, *stream] == expected
+            capture.join()
+        assert engine.stats()["counters"]["background"] == 3
+
+
+def test_an_abandoned_answer_leaves_the_engine_usable(loaded: LoadedModel, random_ids: Ids) -> None:
+    prompt = random_ids(9, 500)
+    with open_engine(loaded, CASE4) as engine:
+        expected = list(engine.generate(prompt, 12))
+        stream = engine.generate(random_ids(30, 500), 40)
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert list(engine.generate(prompt, 12)) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new_tokens", "complaint"),
+    [
+        ([], 1, "empty"),
+        ([500], 1, "token id 500 is outside the vocabulary of 500"),
+        ([-1], 1, "token id -1"),
+        ([1] * 510, 3, "exceed the 512 positions"),
+        ([1], 0, "max_new_tokens 0"),
+    ],
+)
+def test_bad_requests_are_told_in_one_line(
+    loaded: LoadedModel, prompt: list[int], new_tokens: int, complaint: str
+) -> None:
+    engine = open_engine(loaded, CASE3)
+    with pytest.raises(UserError, match=complaint) as error:
+        engine.generate(prompt, new_tokens)
+    assert "\n" not in str(error.value)
+
+
+class OutOfMemoryOnce:
+    """A backend whose first capture after ``arm`` runs out of memory, as the allocator reports it."""
+
+    name = "emulated"
+
+    def __init__(self, real: object, failures: int) -> None:
+        self._real = real
+        self.failures = failures
+
+    def capture(self, warm_up: Callable[[], None], run: Callable[[], None]) -> object:
+        if self.failures:
+            self.failures -= 1
+            raise torch.OutOfMemoryError("out of memory")
+        return self._real.capture(warm_up, run)  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+
+@pytest.mark.parametrize(("failures", "path"), [(1, "captured"), (2, "eager")])
+def test_capture_out_of_memory_evicts_retries_and_serves(
+    loaded: LoadedModel, random_ids: Ids, failures: int, path: str
+) -> None:
+    prompt = random_ids(40, 500)
+    with open_engine(loaded, EngineOptions(ops="native", graphs="exact", precapture=(1, 2, 3, 4))) as engine:
+        expected = list(engine.generate(prompt, 4))
+        assert engine._pool is not None
+        engine._pool.backend = OutOfMemoryOnce(engine._pool.backend, failures)  # type: ignore[assignment]
+        other = prompt[:-1]
+        answer = list(engine.generate(other, 4))
+        assert engine.report.graph_path == path
+        assert engine.stats()["counters"]["evicted"] >= 2
+        assert engine.stats()["counters"]["failed"] == failures
+        assert answer == list(engine.generate(other, 4))
+        assert list(engine.generate(prompt, 4)) == expected
+
+
+def test_lengths_beyond_the_largest_graph_roll_through_the_pool(loaded: LoadedModel, random_ids: Ids) -> None:
+    options = EngineOptions(ops="native", precapture=(10, 20), max_graphs=3, positions=256, async_capture=False)
+    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    with open_engine(loaded, options) as engine:
+        for length in (200, 150, 250, 200, 100):
+            prompt = random_ids(length, 500)
+            assert greedy(LocalEngineSource(engine), prompt, 3) == greedy(baseline, prompt, 3)
+        assert engine.stats()["graphs_held"] == 3
+        assert engine.stats()["counters"]["captured"] == 4
+
+
+# --- on an NVIDIA GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
+    """Four layers of Llama-2-7B's width, in half precision on the GPU."""
+    directory = tmp_path_factory.mktemp("wide")
+    (directory / "config.json").write_text(
+        '{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 4,'
+        ' "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096}'
+    )
+    yield load_model(str(directory), load_format="dummy", dtype="float16", device=torch.device("cuda"), seed=3)
+
+
+def reference_logits(loaded: LoadedModel, prompt: list[int]) -> torch.Tensor:
+    """Logits of the last position by the module's eager forward in float32."""
+    module = loaded.module.float()
+    try:
+        return module(torch.tensor([prompt], device=loaded.device), use_cache=False).logits[0, -1]
+    finally:
+        loaded.module.half()
+
+
+FP16_TOLERANCE = 1e-2  # ‖Δlogits‖ / ‖logits‖ against float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [CASE2, CASE4], ids=["case2", "case4"])
+def test_gpu_logits_and_ids_equal_the_eager_ones(wide: LoadedModel, options: EngineOptions, random_ids: Ids) -> None:
+    with open_engine(wide, options) as engine:
+        for length in (1, 7, 10, 33, 50, 100, 137, 200, 333, 400, 477):
+            prompt = random_ids(length, 32000)
+            answer = list(engine.generate(prompt, 1))
+            logits = engine.shared_tensors()["logits"].float().clone()
+            reference = reference_logits(wide, prompt)
+            error = (logits - reference).norm() / reference.norm()
+            assert error < FP16_TOLERANCE, (length, engine.report, float(error))
+            top = reference.topk(2)
+            if top.values[0] - top.values[1] > 2 * (logits - reference).abs().max():
+                assert answer == [int(top.indices[0])]
+        assert engine.stats()["counters"]["failed"] == 0
+
+
+@pytest.mark.gpu
+def test_gpu_decode_equals_a_fresh_prefill(wide: LoadedModel, random_ids: Ids) -> None:
+    prompt = random_ids(45, 32000)
+    with open_engine(wide, CASE4) as engine:
+        answer = list(engine.generate(prompt, 24))
+        logits = engine.shared_tensors()["logits"].float().clone()
+        reference = reference_logits(wide, prompt + answer[:-1])
+        assert (logits - reference).norm() / reference.norm() < FP16_TOLERANCE
+
+
+@pytest.mark.gpu
+def test_gpu_decode_stays_identical_while_the_background_captures(wide: LoadedModel, random_ids: Ids) -> None:
+    prompt = random_ids(100, 32000)
+    with open_engine(wide, EngineOptions(ops="native", async_capture=False)) as engine:
+        expected = list(engine.generate(prompt, 300))
+        assert engine._pool is not None
+        for length in (57, 203, 411):
+            capture = threading.Thread(target=engine._pool.capture_in_background, args=(length,))
+            stream = engine.generate(prompt, 300)
+            first = next(stream)
+            capture.start()
+            assert [first, *stream] == expected
+            capture.join()
+        assert engine.stats()["counters"]["background"] == 3
+
+
+@pytest.mark.gpu
+def test_gpu_a_failed_capture_leaves_the_process_able_to_capture(wide: LoadedModel, random_ids: Ids) -> None:
+    prompt = random_ids(60, 32000)
+    with open_engine(wide, EngineOptions(ops="native", precapture=(60,), async_capture=False)) as engine:
+        expected = list(engine.generate(prompt, 8))
+        assert engine._pool is not None and isinstance(engine._pool.backend, CudaGraphs)
+
+        def forbidden() -> None:
+            torch.ones(1, device="cuda").item()  # a copy to the host, which no capture allows
+
+        with pytest.raises(RuntimeError):
+            engine._pool.backend.capture(lambda: None, forbidden)
+        assert list(engine.generate(prompt, 8)) == expected
+        assert list(engine.generate(prompt[:41], 8)) == list(engine.generate(prompt[:41], 8))
+        assert engine.stats()["counters"]["captured"] >= 1
+        assert engine.stats()["counters"]["failed"] == 0
+
+
+@pytest.mark.gpu
+def test_gpu_memory_is_stable_over_500_lengths_twice(wide: LoadedModel, random_ids: Ids) -> None:
+    with open_engine(
+        wide, EngineOptions(ops="native", graphs="exact", precapture=(500,), async_capture=False)
+    ) as engine:
+        used = []
+        for _ in range(2):
+            for length in range(1, 501):
+                list(engine.generate(random_ids(length, 32000), 1))
+            used.append(engine._pool.backend.memory_mib()[1])  # type: ignore[union-attr]
+        counters = engine.stats()["counters"]
+        print("MiB in use after each pass:", used, counters)
+        assert used[1] <= 1.02 * used[0]
+        assert counters["evicted"] == counters["captured"] + 1 - 50
+        assert counters["failed"] == counters["eager"] == 0

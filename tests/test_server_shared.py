@@ -1,0 +1,185 @@
+"""``--share-buffers``: the client runs the dynamic operations on the buffers of a real generator."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from hybridgraph.client import GeneratorClient
+from hybridgraph.errors import UserError
+from hybridgraph.ipc.address import fresh_socket_path
+from hybridgraph.ipc.channel import ClientChannel
+from hybridgraph.ipc.messages import (
+    HELLO,
+    Cancel,
+    DecodeStep,
+    Done,
+    Failed,
+    Finished,
+    Generate,
+    Prefill,
+    Queued,
+    Ready,
+    Replayed,
+    Share,
+    Shared,
+    Token,
+)
+from hybridgraph.records import Request
+from hybridgraph.shared_client import SharedBufferClient
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = "case4_jit_cuda_generator.py"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+FLAGS = ["--device", "cpu", "--ops", "native", "--precapture", "16,8", "--max-graphs", "4"]
+
+
+@contextmanager
+def generator() -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    path = fresh_socket_path()
+    command = [sys.executable, str(ROOT / SCRIPT), "--socket", str(path), *FLAGS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("listening")
+        yield path, process
+    finally:
+        process.kill()
+        process.communicate()
+        for left in path.parent.iterdir():
+            left.unlink()
+        path.parent.rmdir()
+
+
+@pytest.fixture(scope="module")
+def path() -> Iterator[Path]:
+    with generator() as (path, process):
+        yield path
+        assert process.poll() is None
+
+
+def answers(client: GeneratorClient | SharedBufferClient, requests: list[Request]) -> list[list[int]]:
+    got: list[list[int]] = []
+    for request in requests:
+        ids: list[int] = []
+        client.stream(request, ids.append)
+        got.append(ids)
+    return got
+
+
+def request(length: int, new: int, temperature: float) -> Request:
+    ids = [(7 * index + length) % 250 + 3 for index in range(length)]
+    return Request(prompt_ids=ids, max_new_tokens=new, temperature=temperature, seed=length)
+
+
+# In this order a long prompt comes before shorter ones that have to be captured while they wait.
+REQUESTS = [
+    request(length, new, temperature)
+    for length, new, temperature in (
+        (8, 1, 0.7), (13, 6, 0.7), (300, 3, 0.0), (40, 6, 0.0), (70, 20, 0.9), (5, 4, 0.0), (170, 2, 0.7), (33, 4, 1.3),
+    )
+]  # fmt: skip
+
+
+def test_the_same_ids_wherever_the_dynamic_operations_run(path: Path) -> None:
+    with closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
+        shared = answers(sharing, REQUESTS) + answers(sharing, REQUESTS)
+    with closing(GeneratorClient.connect(path, script=SCRIPT)) as client:
+        assert shared == answers(client, REQUESTS) * 2
+
+
+def test_a_bad_request_never_reaches_the_buffers(path: Path) -> None:
+    with closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
+        good = answers(sharing, REQUESTS[:1])
+        for bad in (Request(prompt_ids=[10**6]), Request(prompt_ids=[]), Request(prompt_ids=[1] * 600)):
+            with pytest.raises(UserError):
+                sharing.stream(bad, lambda _: None)
+        assert answers(sharing, REQUESTS[:1]) == good
+
+
+def greeted(path: Path) -> ClientChannel:
+    channel = ClientChannel.connect(path, silence_s=10.0)
+    channel.send(HELLO)
+    assert isinstance(channel.receive(), Ready)
+    return channel
+
+
+def test_others_wait_until_the_buffers_are_given_back(path: Path) -> None:
+    with closing(greeted(path)) as other:
+        with closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
+            other.send(Generate(request=1, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
+            assert other.receive() == Queued(request=1, position=1)
+            other.send(Prefill(request=2, length=3))
+            refused = other.receive()
+            assert isinstance(refused, Failed)
+            assert refused.error == "this client does not hold the shared buffers"
+            answers(sharing, REQUESTS[:2])
+        assert isinstance(other.receive(), Token)
+        assert isinstance(other.receive(), Done)
+
+
+def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
+    with closing(greeted(path)) as channel:
+        channel.send(Share(request=1))
+        shared, descriptors = channel.receive_with_descriptors()
+        assert isinstance(shared, Shared)
+        assert len(descriptors) == len(shared.buffers) == 5
+        for descriptor in descriptors:
+            os.close(descriptor)
+        channel.send(Prefill(request=2, length=4))
+        channel.send(DecodeStep(request=2))
+        channel.send(Finished(request=2))
+        assert [type(channel.receive()) for _ in range(2)] == [Replayed, Replayed]
+        channel.send(Cancel(request=1))
+        channel.send(Generate(request=3, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
+        received = channel.receive()
+        while isinstance(received, Queued):
+            received = channel.receive()
+        assert isinstance(received, Token)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from hybridgraph.shared_client import SharedBufferClient
+client = SharedBufferClient.connect(Path(sys.argv[1]), script="")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_holder_frees_the_engine(path: Path) -> None:
+    with closing(GeneratorClient.connect(path, script=SCRIPT)) as client:
+        before = answers(client, REQUESTS)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        )
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        holder.kill()
+        holder.communicate()
+        start_s = time.monotonic()
+        assert answers(client, REQUESTS) == before
+        assert time.monotonic() - start_s < 5.0
+
+
+def test_a_killed_generator_is_told_within_a_second() -> None:
+    with generator() as (path, process), closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
+        answers(sharing, REQUESTS[:1])
+        process.send_signal(signal.SIGKILL)
+        killed_s = time.monotonic()
+        with pytest.raises(UserError, match=f"the generator at {path} is gone"):
+            answers(sharing, REQUESTS[:1])
+        assert time.monotonic() - killed_s < 1.0
