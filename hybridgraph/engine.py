@@ -12,8 +12,8 @@ is launched before the last id is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,7 +146,7 @@ class HybridEngine:
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Stream the ids of one answer. Greedy unless a temperature is given; raises UserError for a bad request."""
         request = Request(
             prompt_ids=list(prompt_ids), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
@@ -157,9 +157,9 @@ class HybridEngine:
     def check(self, request: Request) -> None:
         check_request(request, self.info)
 
-    def answer(self, request: Request) -> Iterator[int]:
+    def answer(self, request: Request) -> Generator[int, None, None]:
         """Stream the ids of a checked request; closing the iterator cancels it. ``report`` is set at its end."""
-        with self._lock():
+        with self.hold():
             self._timer.start()
             path = self._launch_prefill(request)
             launched = 1
@@ -173,8 +173,6 @@ class HybridEngine:
             finally:
                 self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
                 self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=path)
-        if self._background:
-            self._background.notify()
 
     def stats(self) -> dict[str, Any]:
         """Counters and costs so far, as JSON values."""
@@ -208,6 +206,7 @@ class HybridEngine:
         with self._lock():
             self._timer.start()
             key, path = self._prepare(length)
+            self._buffers.last.fill_(length - 1)  # a capture, here or in the background, parks it
             self._run_prefill(key)
             self._timer.stop()
             return Report(device_ms=self._timer.elapsed_ms(), graph_path=path)
@@ -219,9 +218,13 @@ class HybridEngine:
             self._ready_at(0).mark()
             self._ready_at(0).wait()
 
-    def hold(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def hold(self) -> Iterator[None]:
         """Until it is left, nothing in the background touches the buffers, the cache and the logits."""
-        return self._lock()
+        with self._lock():
+            yield
+        if self._background:
+            self._background.notify()
 
     def _lock(self) -> AbstractContextManager[Any]:
         return self._pool.lock if self._pool else nullcontext()

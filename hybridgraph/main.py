@@ -22,7 +22,10 @@ from hybridgraph.progress import progress_bars, say
 from hybridgraph.results import record_not_run
 
 if TYPE_CHECKING:
+    from hybridgraph.client import GeneratorClient
     from hybridgraph.records import TokenSource
+    from hybridgraph.server import Engine
+    from hybridgraph.shared_client import SharedBufferClient
 
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
 
@@ -81,7 +84,7 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
             case = case_as_configured(case_by_key(key), config)
             with progress_bars() as bars:
 
-                def open_with_progress(tell: Callable[[str, int, int], None]) -> object:
+                def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
                     def both(stage: str, done: int, total: int) -> None:
                         bars(stage, done, total)
                         tell(stage, done, total)
@@ -164,10 +167,8 @@ def _measure(source: TokenSource, config: Config, case: Case) -> None:
 
 
 def _measure_generator(path: Path, config: Config, case: Case, script: str) -> None:
-    from hybridgraph.client import GeneratorClient
-
     with progress_bars() as bars:
-        client = GeneratorClient.connect(
+        client = _client_class(config).connect(
             path, script=script, on_progress=bars, on_queued=lambda ahead: say(f"waiting: {ahead} requests are ahead")
         )
     with closing(client):
@@ -175,6 +176,16 @@ def _measure_generator(path: Path, config: Config, case: Case, script: str) -> N
         if served != case.key:
             raise UserError(f"the generator at {path} serves {served}, not {case.key}")
         _measure(client, config, case)
+
+
+def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferClient]:
+    if config.share_buffers:
+        from hybridgraph.shared_client import SharedBufferClient
+
+        return SharedBufferClient
+    from hybridgraph.client import GeneratorClient
+
+    return GeneratorClient
 
 
 @contextmanager

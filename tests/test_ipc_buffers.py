@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -16,40 +17,53 @@ from hybridgraph.ipc.messages import CpuBuffer
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Doubles an imported tensor in place; its descriptor is inherited under the same number.
+# Doubles imported tensors in place; descriptors are inherited under the same numbers.
 IMPORTER = """
 import sys, msgspec
 from hybridgraph.ipc.buffers import ImportedBuffer
-from hybridgraph.ipc.messages import CpuBuffer
-handle = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=CpuBuffer)
-with ImportedBuffer(handle, [int(sys.argv[2])]) as buffer:
-    print(buffer.tensor.double().sum().item())
-    buffer.tensor.mul_(2)
+from hybridgraph.ipc.messages import CpuBuffer, CudaBuffer
+handles = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=list[CpuBuffer | CudaBuffer])
+for handle in handles:
+    with ImportedBuffer(handle, [int(number) for number in sys.argv[2:]]) as buffer:
+        print(buffer.tensor.double().sum().item())
+        buffer.tensor.mul_(2)
+        if buffer.tensor.is_cuda:
+            buffer.tensor.sum().item()  # the device has finished before this process says so by ending
 """
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float16, torch.bfloat16])
-def test_another_process_reads_and_writes_the_same_memory(dtype: torch.dtype) -> None:
-    whole = torch.randint(-50, 50, (7, 5)).to(dtype)
-    part = whole[2:4]
-    early_view = whole[3]
-    before = whole.clone()
-    with ExportedBuffer(part) as exported:
-        handle = msgspec.msgpack.encode(exported.handle).hex()
-        (descriptor,) = exported.descriptors
-        child = subprocess.run(
-            [sys.executable, "-c", IMPORTER, handle, str(descriptor)],
-            pass_fds=[descriptor],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-    assert child.stderr == ""
-    assert float(child.stdout) == before[2:4].double().sum().item()
-    expected = before.clone()
-    expected[2:4] *= 2
-    assert torch.equal(whole, expected)
-    assert torch.equal(early_view, expected[3])  # a view from before the export is still of this tensor
+def double_elsewhere(exported: list[ExportedBuffer]) -> list[float]:
+    """The sums that another process sees, which doubles every element after that."""
+    descriptors = [number for buffer in exported for number in buffer.descriptors]
+    handles = msgspec.msgpack.encode([buffer.handle for buffer in exported]).hex()
+    child = subprocess.run(
+        [sys.executable, "-c", IMPORTER, handles, *map(str, descriptors)],
+        pass_fds=descriptors,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    return [float(line) for line in child.stdout.split()]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_another_process_reads_and_writes_the_same_memory(device: str) -> None:
+    dtypes = (torch.int64, torch.float32, torch.float16, torch.bfloat16)
+    wholes = [torch.randint(-50, 50, (7, 5), device=device).to(dtype) for dtype in dtypes]
+    early_views = [whole[3] for whole in wholes]
+    before = [whole.clone() for whole in wholes]
+    with ExitStack() as stack:
+        exported = [
+            stack.enter_context(ExportedBuffer(whole[2:4], descriptor_index=index))
+            for index, whole in enumerate(wholes)
+        ]
+        sums = double_elsewhere(exported)
+    assert sums == [tensor[2:4].double().sum().item() for tensor in before]
+    for whole, view, was in zip(wholes, early_views, before, strict=True):
+        was[2:4] *= 2
+        assert torch.equal(whole, was)
+        assert torch.equal(view, was[3])  # a view from before the export is still of this tensor
 
 
 def test_exporting_twice_gives_the_same_memory() -> None:

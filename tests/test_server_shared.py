@@ -16,6 +16,7 @@ import pytest
 from hybridgraph.client import GeneratorClient
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import fresh_socket_path
+from hybridgraph.ipc.buffers import SHARED_NAMES
 from hybridgraph.ipc.channel import ClientChannel
 from hybridgraph.ipc.messages import (
     HELLO,
@@ -39,13 +40,13 @@ from hybridgraph.shared_client import SharedBufferClient
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "case4_jit_cuda_generator.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-FLAGS = ["--device", "cpu", "--ops", "native", "--precapture", "16,8", "--max-graphs", "4"]
+FLAGS = ["--model", "tiny-llama", "--dtype", "float32", "--ops", "native", "--precapture", "16,8", "--max-graphs", "4"]
 
 
 @contextmanager
-def generator() -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+def generator(device: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     path = fresh_socket_path()
-    command = [sys.executable, str(ROOT / SCRIPT), "--socket", str(path), *FLAGS]
+    command = [sys.executable, str(ROOT / SCRIPT), "--socket", str(path), "--device", device, *FLAGS]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
         assert process.stdout is not None
@@ -59,9 +60,9 @@ def generator() -> Iterator[tuple[Path, subprocess.Popen[str]]]:
         path.parent.rmdir()
 
 
-@pytest.fixture(scope="module")
-def path() -> Iterator[Path]:
-    with generator() as (path, process):
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def path(request: pytest.FixtureRequest) -> Iterator[Path]:
+    with generator(request.param) as (path, process):
         yield path
         assert process.poll() is None
 
@@ -75,14 +76,14 @@ def answers(client: GeneratorClient | SharedBufferClient, requests: list[Request
     return got
 
 
-def request(length: int, new: int, temperature: float) -> Request:
+def a_request(length: int, new: int, temperature: float) -> Request:
     ids = [(7 * index + length) % 250 + 3 for index in range(length)]
     return Request(prompt_ids=ids, max_new_tokens=new, temperature=temperature, seed=length)
 
 
 # In this order a long prompt comes before shorter ones that have to be captured while they wait.
 REQUESTS = [
-    request(length, new, temperature)
+    a_request(length, new, temperature)
     for length, new, temperature in (
         (8, 1, 0.7), (13, 6, 0.7), (300, 3, 0.0), (40, 6, 0.0), (70, 20, 0.9), (5, 4, 0.0), (170, 2, 0.7), (33, 4, 1.3),
     )
@@ -131,7 +132,7 @@ def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
         channel.send(Share(request=1))
         shared, descriptors = channel.receive_with_descriptors()
         assert isinstance(shared, Shared)
-        assert len(descriptors) == len(shared.buffers) == 5
+        assert set(shared.buffers) == set(SHARED_NAMES)
         for descriptor in descriptors:
             os.close(descriptor)
         channel.send(Prefill(request=2, length=4))
@@ -176,7 +177,7 @@ def test_a_killed_holder_frees_the_engine(path: Path) -> None:
 
 
 def test_a_killed_generator_is_told_within_a_second() -> None:
-    with generator() as (path, process), closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
+    with generator("cpu") as (path, process), closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
         answers(sharing, REQUESTS[:1])
         process.send_signal(signal.SIGKILL)
         killed_s = time.monotonic()

@@ -7,12 +7,16 @@ import threading
 
 from hybridgraph.graphs.pool import GraphPool
 
+SWITCH_INTERVAL_S = 1e-4
+
 
 class BackgroundCapture:
     """One daemon thread. Its errors go to the log and the counters, never to a request."""
 
     def __init__(self, pool: GraphPool) -> None:
         self._pool = pool
+        # A capture is a tenth of a second of Python: a request's thread must get the interpreter back at once.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._work = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="background-capture", daemon=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -20,8 +20,8 @@ class CaptureCost:
 
     warmup_ms: float  # the forward run eagerly once, with its kernels already loaded: also what eager costs
     capture_ms: float  # recording and instantiating
-    first_replay_ms: float  # pays for the upload
-    replay_ms: float  # the second one
+    first_replay_ms: float | None  # pays for the upload; None of a background graph, which is uploaded without running
+    replay_ms: float | None  # the second one
     pool_mib: float  # by which the allocator's pools grew
     driver_mib: float  # by which all of the device's used memory grew: the executable graph, and the above
     num_nodes: int | None  # operations in the graph, where the driver tells
@@ -36,6 +36,10 @@ class CapturedGraph(Protocol):
         ...
 
     def replay(self) -> None: ...
+
+    def upload(self) -> bool:
+        """Make the first replay as cheap as the others, without running anything; False where that cannot be done."""
+        ...
 
     def free(self) -> None: ...
 
@@ -70,6 +74,9 @@ class EmulatedGraph:
     def replay(self) -> None:
         self._run()
 
+    def upload(self) -> bool:
+        return True
+
     def free(self) -> None:
         self._run = _freed
 
@@ -97,23 +104,38 @@ class EmulatedGraphs:
 class CudaGraph:
     """One executable CUDA Graph."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
         self._graph = graph
+        self._stream = stream
 
     def replay(self) -> None:
         self._graph.replay()
 
     @property
     def num_nodes(self) -> int | None:
-        try:
-            from cuda.bindings import runtime
-        except ImportError:
+        if (runtime := _cuda_runtime()) is None:
             return None
         error, _, count = runtime.cudaGraphGetNodes(self._graph.raw_cuda_graph())
         return int(count) if error == runtime.cudaError_t.cudaSuccess else None
 
+    def upload(self) -> bool:
+        if (runtime := _cuda_runtime()) is None:
+            return False
+        (error,) = runtime.cudaGraphUpload(self._graph.raw_cuda_graph_exec(), self._stream.cuda_stream)
+        self._stream.synchronize()
+        return bool(error == runtime.cudaError_t.cudaSuccess)
+
     def free(self) -> None:
         self._graph.reset()
+
+
+def _cuda_runtime() -> Any:
+    """NVIDIA's Python bindings of the CUDA runtime, which torch's CUDA builds bring; None without them."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return None
+    return runtime
 
 
 class CudaGraphs:
@@ -151,7 +173,7 @@ class CudaGraphs:
                 raise
             graph.capture_end()
         graph.instantiate()
-        return CudaGraph(graph)
+        return CudaGraph(graph, self._warmup_stream)
 
     def synchronize(self) -> None:
         torch.cuda.current_stream(self._device).synchronize()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hybridgraph.graphs.capture import CaptureCost, CapturedGraph, GraphBackend, Stopwatch
+from hybridgraph.graphs.capture import MIB, CaptureCost, CapturedGraph, GraphBackend, Stopwatch
 from hybridgraph.graphs.policy import GraphCache
 from hybridgraph.records import GraphPath
 
@@ -81,11 +81,16 @@ class GraphPool:
             self._static.run_decode()
 
     def capture_in_background(self, length: int) -> None:
-        """Capture while requests are served; the lock is taken only for the first replay and the exchange."""
+        """Capture while requests are served; the lock is held for the exchange alone, where the driver uploads."""
         graph, cost = self._record(length, rehearse=True)
+        uploaded = graph.upload()
         with self.lock:
-            self._finish(length, graph, cost)
+            if not uploaded:
+                self._first_replays(graph, cost)
+            evicted = self._insert(length, graph, cost)
             self.cache.counters.background += 1
+        for old in evicted:  # out of the pool, so that no request waits for their destruction
+            old.free()
 
     def stats(self) -> dict[str, Any]:
         """Counters, each graph's cost, and when a graph has paid for itself."""
@@ -124,7 +129,9 @@ class GraphPool:
     def _add(self, length: int) -> None:
         self._static.park()
         graph, cost = self._record(length, rehearse=False)
-        self._finish(length, graph, cost)
+        self._first_replays(graph, cost)
+        for old in self._insert(length, graph, cost):
+            old.free()
 
     def _record(self, length: int, *, rehearse: bool) -> tuple[CapturedGraph, dict[str, Any]]:
         """Warm up and capture; nothing that a request could notice, if it rehearses."""
@@ -133,13 +140,14 @@ class GraphPool:
 
     def _capture_decode(self) -> CapturedGraph:
         graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode)
-        self._first_replays(DECODE, graph, cost)
+        self._first_replays(graph, cost)
+        self._note(DECODE, cost)
         return graph
 
     def _timed_capture(
         self, warm_up: Callable[[], None], run: Callable[[], None]
     ) -> tuple[CapturedGraph, dict[str, Any]]:
-        cost: dict[str, Any] = {}
+        cost: dict[str, Any] = {"first_replay_ms": None, "replay_ms": None}
 
         def timed_warm_up() -> None:
             watch.lap_ms()
@@ -157,30 +165,32 @@ class GraphPool:
         cost["num_nodes"] = graph.num_nodes
         return graph, cost
 
-    def _finish(self, length: int, graph: CapturedGraph, cost: dict[str, Any]) -> None:
-        """First replays, insertion, eviction: with the lock held, because they run on the live buffers."""
-        self._first_replays(length, graph, cost)
-        num_bytes = int(max(0.0, self.costs[length].driver_mib) * (1 << 20))
-        for old in self.cache.insert(length, graph, num_bytes):
-            old.free()
-
-    def _first_replays(self, length: int, graph: CapturedGraph, cost: dict[str, Any]) -> None:
+    def _first_replays(self, graph: CapturedGraph, cost: dict[str, Any]) -> None:
+        """Pay for the upload, and time a replay: with the lock held, because they run on the live buffers."""
         self._static.park()
         watch = Stopwatch()
         for name in ("first_replay_ms", "replay_ms"):
             graph.replay()
             self.backend.synchronize()
             cost[name] = watch.lap_ms()
+
+    def _insert(self, length: int, graph: CapturedGraph, cost: dict[str, Any]) -> list[CapturedGraph]:
+        """Put a graph into the pool; returns those that have left it, for the caller to free."""
+        self._note(length, cost)
+        return self.cache.insert(length, graph, int(max(0.0, cost["driver_mib"]) * MIB))
+
+    def _note(self, length: int, cost: dict[str, Any]) -> None:
         self.costs[length] = CaptureCost(**cost)
         self.num_captures += 1
 
     def _economics(self) -> dict[str, Any]:
         """Medians over the prefill graphs captured so far; a graph pays back what it saves each request over eager."""
         costs = [cost for length, cost in self.costs.items() if length != DECODE]
-        if not costs:
+        replayed = [cost for cost in costs if cost.replay_ms is not None]
+        if not replayed:
             return {}
-        total_ms = median(cost.warmup_ms + cost.capture_ms + cost.first_replay_ms for cost in costs)
-        saved_ms = median(cost.warmup_ms - cost.replay_ms for cost in costs)
+        total_ms = median(cost.warmup_ms + cost.capture_ms + (cost.first_replay_ms or 0.0) for cost in costs)
+        saved_ms = median(cost.warmup_ms - (cost.replay_ms or 0.0) for cost in replayed)
         return {
             "seconds_a_graph": total_ms / 1e3,
             "driver_mib_a_graph": sum(cost.driver_mib for cost in costs) / len(costs),

@@ -1,0 +1,22 @@
+"""The latency of one LLM request: JIT compilation, CUDA Graphs, and the two together, measured.
+
+from hybridgraph import HybridEngine
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridgraph.engine import EngineOptions, HybridEngine
+
+__all__ = ["EngineOptions", "HybridEngine"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only who asks for the engine pays for torch: the report must work without it.
+    if name in __all__:
+        from hybridgraph import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
