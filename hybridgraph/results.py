@@ -91,7 +91,7 @@ class ResultFiles:
         path = self.path("_samples.jsonl")
         if not path.exists():
             return None
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line's end was cut short
         try:
             identity = RunIdentity(**json.loads(lines[0]))
             return identity, [Sample(**json.loads(line)) for line in lines[1:]]

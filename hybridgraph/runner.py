@@ -12,7 +12,8 @@ from __future__ import annotations
 import gc
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -153,11 +154,18 @@ def open_results(config: Config, case: Case, info: SourceInfo) -> ResultWriter:
                     f"--resume: the run in {config.output_dir} had {column} {getattr(old, column)}, "
                     f"this one has {getattr(identity, column)}"
                 )
-        return ResultWriter(files, old, info, samples)
+        return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
     kept = files.set_aside()
     if kept is not None:
         say(f"earlier results of {case.name} are kept in {kept}")
     return ResultWriter(files, identity, info, ())
+
+
+def _complete_rows(samples: Sequence[Sample], wanted: Sequence[tuple[Phase, int]]) -> list[Sample]:
+    """The samples of rows that were measured to their end: half a row is measured again as a whole."""
+    sizes = Counter((sample.phase, sample.prompt_length) for sample in samples)
+    counts = dict(wanted)
+    return [s for s in samples if sizes[s.phase, s.prompt_length] >= counts.get(s.phase, 0)]
 
 
 def identify(config: Config, info: SourceInfo) -> RunIdentity:

@@ -1,0 +1,76 @@
+"""The command line means what the dataclass says, and nothing else."""
+
+import pytest
+
+from hybridgraph.cases import PAPER_PROMPT_LENGTHS
+from hybridgraph.config import Config, parse_args, parse_lengths
+from hybridgraph.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [("5", (5,)), ("1-4", (1, 2, 3, 4)), ("10-50:20", (10, 30, 50)), ("3,1-2,3", (3, 1, 2)), ("10-45:20", (10, 30))],
+)
+def test_lengths(text: str, lengths: tuple[int, ...]) -> None:
+    assert parse_lengths(text) == lengths
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "a", "5-1", "1-10:0", "1,,2", "1.5", "9999999999"])
+def test_lengths_that_mean_nothing(text: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_lengths(text)
+    assert "\n" not in str(error.value)
+
+
+def test_defaults_are_the_papers() -> None:
+    config = parse_args([], description="")
+    assert config.prompt_lengths == PAPER_PROMPT_LENGTHS
+    assert (config.ttft_iterations, config.p99_iterations, config.warmup, config.decode_tokens) == (5, 100, 0, 0)
+    assert config.request_temperature == 0.7
+    assert config.positions == 512
+
+
+def test_flags_reach_their_fields() -> None:
+    argv = "--model x --dtype bfloat16 --prompt-lengths 1-3 --greedy --no-async-capture --share-buffers --seed 7"
+    config = parse_args(argv.split(), description="")
+    assert config == Config(
+        model="x",
+        dtype="bfloat16",
+        prompt_lengths=(1, 2, 3),
+        greedy=True,
+        async_capture=False,
+        share_buffers=True,
+        seed=7,
+    )
+    assert config.request_temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ("--no-such-flag", "--no-such-flag"),
+        ("--dtype int8", "int8"),
+        ("--prompt-lengths 0", "0"),
+        ("--prompt-lengths 10-5", "10-5"),
+        ("--p99-iterations -1", "-1"),
+        ("--p99-iterations 99999999999", "99999999999"),
+        ("--ttft-iterations many", "many"),
+        ("--temperature 0", "temperature 0"),
+        ("--temperature nan", "nan"),
+        ("--max-graphs 0", "max-graphs 0"),
+        ("--device gpu", "gpu"),
+        ("--max-seq-len 100", "max-seq-len 100"),
+        ("--prompt-file x.txt", "--load-format auto"),
+        ("--precapture 5-1", "5-1"),
+        ("--seed -1", "-1"),
+    ],
+)
+def test_mistakes_are_told_with_their_value(argv: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as error:
+        parse_args(argv.split(), description="")
+    assert "\n" not in str(error.value)
+
+
+def test_positions_grow_with_what_is_asked() -> None:
+    assert Config(prompt_lengths=(600,), decode_tokens=10).positions == 640
+    assert Config(prompt_lengths=(10,), max_seq_len=128).positions == 128

@@ -1,0 +1,205 @@
+"""The measuring loop and the files it leaves, over a source that only counts."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from hybridgraph.cases import CASE1, CASE4
+from hybridgraph.config import Config
+from hybridgraph.errors import UserError
+from hybridgraph.prompts import RandomPrompts, TextPrompts
+from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
+from hybridgraph.results import ResultFiles, record_not_run
+from hybridgraph.runner import measure
+from hybridgraph.stats import percentile
+
+
+class CountingSource:
+    """Answers at once, and remembers what it was asked."""
+
+    info = SourceInfo(
+        model="none", dtype="float32", load_format="dummy", device="nothing", vocab_size=100, max_seq_len=512,
+        special_ids=(1, 2), graph_backend="emulated",
+    )  # fmt: skip
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.requests: list[Request] = []
+        self._fail_after = fail_after
+
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        self.requests.append(request)
+        if len(self.requests) == self._fail_after:
+            raise KeyboardInterrupt
+        for token in range(request.max_new_tokens):
+            emit(token)
+        return Report(graph_path="exact")
+
+    def stats(self) -> dict[str, Any]:
+        return {"requests": len(self.requests)}
+
+    def close(self) -> None:
+        pass
+
+
+def config(directory: Path, **settings: Any) -> Config:
+    defaults = {"prompt_lengths": (7, 3), "ttft_iterations": 2, "p99_iterations": 4, "output_dir": str(directory)}
+    return Config(**{**defaults, **settings})
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_protocol_order_and_prompts(tmp_path: Path) -> None:
+    source = CountingSource()
+    measure(source, config(tmp_path, decode_tokens=3), CASE1)
+    lengths = [len(request.prompt_ids) for request in source.requests]
+    assert lengths == [3] * 2 + [7] * 2 + [3] * 4 + [7] * 4 + [3] * 5 + [7] * 5
+    assert [request.max_new_tokens for request in source.requests] == [1] * 12 + [4] * 10
+    prompts = [tuple(request.prompt_ids) for request in source.requests]
+    assert len(set(prompts)) == len(prompts), "no two requests share their ids"
+    assert not {1, 2} & {token for prompt in prompts for token in prompt}, "special tokens are excluded"
+
+
+def test_every_case_sees_the_same_requests(tmp_path: Path) -> None:
+    first, second = CountingSource(), CountingSource()
+    measure(first, config(tmp_path / "a"), CASE1)
+    measure(second, config(tmp_path / "b"), CASE4)
+    assert first.requests == second.requests
+
+
+def test_files_and_columns(tmp_path: Path) -> None:
+    results = measure(CountingSource(), config(tmp_path, decode_tokens=2), CASE1)
+    for suffix, columns in (("ttft", TTFT_COLUMNS), ("p99", P99_COLUMNS), ("decode", DECODE_COLUMNS)):
+        table = rows(tmp_path / f"case1_baseline_{suffix}.csv")
+        assert tuple(table[0]) == columns
+        assert [row["prompt_length"] for row in table] == ["3", "7"]
+        assert {row["run_id"] for row in table} == {results.identity.run_id}
+        assert {row["graph_backend"] for row in table} == {"emulated"}
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["cases"]["case1_baseline"]["configuration"]["p99_iterations"] == 4
+    assert environment["cases"]["case1_baseline"]["stats"] == {"requests": 2 * 2 + 4 * 2 + 5 * 2}
+
+
+def test_cold_first_seen_and_warm_are_told_apart(tmp_path: Path) -> None:
+    results = measure(CountingSource(), config(tmp_path), CASE1)
+    warmth = [(s.prompt_length, s.warmth) for s in results.samples if s.phase == "ttft"]
+    assert warmth == [(3, "cold"), (3, "warm"), (7, "first_seen"), (7, "warm")]
+    short, long = rows(tmp_path / "case1_baseline_ttft.csv")
+    assert short["cold_ms"] and not short["first_seen_ms"]
+    assert long["first_seen_ms"] and not long["cold_ms"]
+    assert short["warm_samples"] == "5"
+    assert (short["samples"], short["exact"]) == ("2", "6")
+    assert short["floor_ms"] == short["device_ms"] == "", "unknown is empty"
+
+
+def test_an_interrupted_run_keeps_its_rows_and_resumes(tmp_path: Path) -> None:
+    interrupted = CountingSource(fail_after=7)  # inside the P99 row of length 3
+    with pytest.raises(KeyboardInterrupt):
+        measure(interrupted, config(tmp_path), CASE1)
+    before = rows(tmp_path / "case1_baseline_ttft.csv")
+    assert len(before) == 2
+    resumed = CountingSource()
+    results = measure(resumed, config(tmp_path, resume=True), CASE1)
+    assert [len(request.prompt_ids) for request in resumed.requests] == [3] * 4 + [7] * 4, "TTFT rows are not repeated"
+    after = rows(tmp_path / "case1_baseline_ttft.csv")
+    assert [row["mean_ms"] for row in after] == [row["mean_ms"] for row in before]
+    assert {sample.run_id for sample in results.samples} == {results.identity.run_id} == {before[0]["run_id"]}
+    again = CountingSource()
+    measure(again, config(tmp_path, resume=True), CASE1)
+    assert again.requests == []
+
+
+def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(tmp_path: Path) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    path = tmp_path / "case1_baseline_samples.jsonl"
+    path.write_text(path.read_text()[:-40])
+    source = CountingSource()
+    measure(source, config(tmp_path, resume=True), CASE1)
+    assert [len(request.prompt_ids) for request in source.requests] == [7] * 4, "its whole row is measured again"
+    assert len(rows(tmp_path / "case1_baseline_p99.csv")) == 2
+
+
+def test_resume_refuses_another_run(tmp_path: Path) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    other = CountingSource()
+    other.info = replace(other.info, dtype="float16")
+    with pytest.raises(UserError, match="dtype float32"):
+        measure(other, config(tmp_path, resume=True), CASE1)
+
+
+def test_a_second_run_keeps_the_first_aside(tmp_path: Path) -> None:
+    first = measure(CountingSource(), config(tmp_path), CASE1)
+    old = (tmp_path / "case1_baseline_ttft.csv").read_text()
+    second = measure(CountingSource(), config(tmp_path), CASE1)
+    assert first.identity.run_id != second.identity.run_id
+    (kept,) = (tmp_path / "previous").iterdir()
+    assert (kept / "case1_baseline_ttft.csv").read_text() == old
+    assert {row["run_id"] for row in rows(tmp_path / "case1_baseline_ttft.csv")} == {second.identity.run_id}
+
+
+def test_an_unwritable_directory_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    source = CountingSource()
+    with pytest.raises(UserError, match="cannot write"):
+        measure(source, config(tmp_path / "file"), CASE1)
+    assert source.requests == []
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    files = ResultFiles(tmp_path, "case1_baseline")
+    files.path("_samples.jsonl").symlink_to("/dev/full")
+    source = CountingSource()
+    results = measure(source, config(tmp_path), CASE1)  # a link is an earlier run's file: kept aside
+    files.path("_samples.jsonl").unlink()
+    files.path("_samples.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left"):
+        results.add(results.samples[:1])
+
+
+def test_a_request_longer_than_the_positions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exceed the 512 positions"):
+        measure(CountingSource(), config(tmp_path, prompt_lengths=(512,)), CASE1)
+
+
+def test_not_run_is_forgotten_once_the_case_ran(tmp_path: Path) -> None:
+    record_not_run(tmp_path, CASE1.name, "no reason")
+    measure(CountingSource(), config(tmp_path), CASE1)
+    assert json.loads((tmp_path / "environment.json").read_text())["not_run"] == {}
+
+
+def test_what_the_loop_itself_adds(tmp_path: Path) -> None:
+    """TTFT of a source that answers at once is the loop's own cost."""
+    results = measure(CountingSource(), config(tmp_path, p99_iterations=500), CASE1)
+    overhead_us = median(sample.ttft_ms for sample in results.samples if sample.phase == "p99") * 1e3
+    print(f"the loop adds {overhead_us:.2f} µs to a request")
+    assert overhead_us < 20
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    values = [float(i) for i in range(1, 101)]
+    assert percentile(values, 99) == 99.0
+    assert percentile(values, 50) == 50.0
+    assert percentile([3.0], 99) == 3.0
+
+
+def test_random_prompts_are_a_function_of_seed_length_and_index() -> None:
+    one, other = (RandomPrompts(seed=s, vocab_size=50, special_ids=(0,)) for s in (1, 2))
+    assert one.ids(20, 3) == RandomPrompts(seed=1, vocab_size=50, special_ids=(0,)).ids(20, 3)
+    assert one.ids(20, 3) != one.ids(20, 4) != other.ids(20, 4)
+    assert len(one.ids(400, 0)) == 400
+
+
+def test_text_prompts_are_windows_of_exact_length() -> None:
+    prompts = TextPrompts(range(100), seed=0, source="text")
+    assert prompts.ids(100, 5) == list(range(100))
+    assert len({tuple(prompts.ids(90, i)) for i in range(11)}) == 11
+    with pytest.raises(UserError, match="more than the 100 tokens"):
+        prompts.ids(101, 0)
