@@ -1,9 +1,8 @@
-"""From a configuration to something that answers: the model, the engine, the source, the prompts."""
+"""From a configuration to something that answers: the model, the engine, the source."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from hybridgraph import environment
 from hybridgraph.cases import CASE1, CASE4, CASE4_FUSED, Case
@@ -11,8 +10,7 @@ from hybridgraph.config import Config, parse_lengths
 from hybridgraph.engine import EngineOptions, HybridEngine, info_of, silent
 from hybridgraph.errors import UserError
 from hybridgraph.graphs.pool import Progress
-from hybridgraph.model import LoadedModel, load_model, load_tokenizer
-from hybridgraph.prompts import Prompts, TextPrompts
+from hybridgraph.model import LoadedModel, load_model
 from hybridgraph.records import SourceInfo, TokenSource
 from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.sources.local import LocalEngineSource
@@ -68,16 +66,3 @@ def open_source(config: Config, case: Case) -> TokenSource:
         loaded, info = load(config, case)
         return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
     return LocalEngineSource(open_engine(config, case))
-
-
-def open_prompts(config: Config, info: SourceInfo) -> Prompts | None:
-    """The prompts of ``--prompt-file``, or None for seeded random ids."""
-    if config.prompt_file is None:
-        return None
-    path = Path(config.prompt_file)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {path}: {error}") from None
-    ids = load_tokenizer(info.model)(text, add_special_tokens=False)["input_ids"]
-    return TextPrompts(ids, seed=config.seed, source=str(path))

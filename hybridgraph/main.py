@@ -158,11 +158,15 @@ def _client_case(key: str, config: Config) -> Case:
 
 
 def _measure(source: TokenSource, config: Config, case: Case) -> None:
-    from hybridgraph.build import open_prompts
     from hybridgraph.runner import measure
     from hybridgraph.summary import print_summary
 
-    results = measure(source, config, case, open_prompts(config, source.info))
+    prompts = None
+    if config.prompt_file is not None:  # only then is a tokenizer, and with it transformers, needed here
+        from hybridgraph.sources.prompt_file import open_text_prompts
+
+        prompts = open_text_prompts(config, source.info)
+    results = measure(source, config, case, prompts)
     print_summary(case, results, source.stats(), as_json=config.json)
 
 

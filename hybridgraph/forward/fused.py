@@ -1,0 +1,118 @@
+"""The fused forward: the same weights and the same tokens in fewer and larger kernels, ready to be captured.
+
+What differs from the module's own forward: query, key and value projections are one product, gate and
+up another; norms, rotation with the cache write, and SwiGLU are one kernel each; attention needs no mask,
+because causality alone hides padding on the right; of the last layer only keys and values are computed
+for every position, the rest for the last one; and a decode step reads the cache up to its position only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hybridgraph.errors import UserError
+from hybridgraph.forward import KVCache
+from hybridgraph.forward.kernels import Kernels, Slots, kernels_for
+from hybridgraph.forward.weights import LayerWeights, merge_weights
+
+
+@dataclass(frozen=True)
+class FusedCache(KVCache):
+    """The static cache, and the rotation of each of its positions."""
+
+    cos: Tensor  # float32 [positions, head_dim / 2]
+    sin: Tensor  # float32 [positions, head_dim / 2]
+
+    def slots(self, layer: int) -> Slots:
+        return Slots(self.keys[layer], self.values[layer], self.cos, self.sin)
+
+
+class FusedForward:
+    """Implements Forward for the Llama family: Llama, Mistral, Qwen2, Qwen3 and what is built like them.
+
+    Merges ``model``'s projections in place (the module keeps working); raises UserError for an
+    architecture that it does not cover.
+    """
+
+    name = "fused"
+
+    def __init__(self, model: PreTrainedModel, kernels: Kernels | None = None) -> None:
+        weights = merge_weights(model)
+        self._weights = weights
+        self._heads = weights.heads
+        self._kernels = kernels or kernels_for(weights.embedding.device, weights.embedding.dtype)
+
+    def allocate_cache(self, positions: int) -> FusedCache:
+        weights = self._weights
+        if weights.window is not None and weights.window < positions:
+            raise UserError(
+                f"the model attends over a window of {weights.window}, less than the {positions} positions asked for: "
+                "lower --max-seq-len"
+            )
+        shape = (len(weights.layers), self._heads.keys, positions, self._heads.dim)
+        like = weights.embedding
+        angles = torch.arange(positions, device=like.device).float()[:, None] * weights.inv_freq
+        return FusedCache(
+            like.new_zeros(shape),
+            like.new_zeros(shape),
+            angles.cos() * weights.rope_scale,
+            angles.sin() * weights.rope_scale,
+        )
+
+    def prefill(self, ids: Tensor, last: Tensor, cache: FusedCache, logits: Tensor) -> None:
+        weights, kernels = self._weights, self._kernels
+        layers = weights.layers
+        hidden, normed = kernels.embed_norm(ids, weights.embedding, layers[0].input_norm, weights.eps)
+        for number, layer in enumerate(layers[:-1]):
+            self._all_rows(layer, hidden, normed, cache.slots(number))
+            normed = kernels.norm(hidden, layers[number + 1].input_norm, weights.eps)
+        self._store_only(layers[-1], normed, cache.slots(len(layers) - 1))
+        row = hidden.index_select(0, last)
+        query = self._one_row_project(layers[-1], row, self._heads.query_width)
+        self._one_row(layers[-1], row, query, last, cache.slots(len(layers) - 1), store=False)
+        self._project_out(row, logits)
+
+    def decode(self, token: Tensor, position: Tensor, cache: FusedCache, logits: Tensor) -> None:
+        weights = self._weights
+        row = weights.embedding.index_select(0, token)
+        for number, layer in enumerate(weights.layers):
+            qkv = self._one_row_project(layer, row, layer.qkv.shape[0])
+            self._one_row(layer, row, qkv, position, cache.slots(number), store=True)
+        self._project_out(row, logits)
+
+    def _all_rows(self, layer: LayerWeights, hidden: Tensor, normed: Tensor, slots: Slots) -> None:
+        kernels, heads = self._kernels, self._heads
+        qkv = kernels.linear(normed, layer.qkv, layer.qkv_bias)
+        kernels.rotate_store(qkv, heads.queries, heads, layer.head_norms, slots)
+        kernels.linear_add(hidden, kernels.attend(qkv, heads, slots), layer.out)
+        normed = kernels.norm(hidden, layer.mlp_norm, self._weights.eps)
+        kernels.linear_add(hidden, kernels.swiglu(kernels.linear(normed, layer.gate_up, None)), layer.down)
+
+    def _store_only(self, layer: LayerWeights, normed: Tensor, slots: Slots) -> None:
+        """Keys and values of every position: all that later tokens need of the last layer."""
+        width = self._heads.query_width
+        bias = None if layer.qkv_bias is None else layer.qkv_bias[width:]
+        kv = self._kernels.linear(normed, layer.qkv[width:], bias)
+        self._kernels.rotate_store(kv, 0, self._heads, layer.head_norms, slots)
+
+    def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
+        bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]
+        return self._kernels.one_row_linear(row, layer.input_norm, self._weights.eps, layer.qkv[:width], bias)
+
+    def _one_row(
+        self, layer: LayerWeights, row: Tensor, qkv: Tensor, position: Tensor, slots: Slots, *, store: bool
+    ) -> None:
+        kernels = self._kernels
+        attended = kernels.one_row_attend(qkv, position, self._heads, layer.head_norms, slots, store=store)
+        kernels.linear_add(row, attended, layer.out)
+        kernels.linear_add(
+            row, kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, layer.gate_up), layer.down
+        )
+
+    def _project_out(self, row: Tensor, logits: Tensor) -> None:
+        weights = self._weights
+        self._kernels.one_row_linear(row, weights.final_norm, weights.eps, weights.head, None, out=logits[None])

@@ -1,0 +1,117 @@
+"""The kernels of the fused forward: one signature each, in plain PyTorch and in Triton.
+
+Rows are positions of the prompt, row-major and in the model's precision. What is called ``one_row_*``
+serves decoding and the last position of a prompt, where the work is reading weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The attention's dimensions, and what is applied to queries and keys before their rotation."""
+
+    queries: int
+    keys: int  # key-value heads; divides ``queries``
+    dim: int
+    scale: float  # of the scores, before the softmax
+    eps: float
+
+    @property
+    def query_width(self) -> int:
+        return self.queries * self.dim
+
+    @property
+    def key_width(self) -> int:
+        return self.keys * self.dim
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One layer's part of the static cache, and the rotation of each of its positions."""
+
+    keys: Tensor  # [kv_heads, positions, head_dim]
+    values: Tensor  # [kv_heads, positions, head_dim]
+    cos: Tensor  # float32 [positions, head_dim / 2]
+    sin: Tensor  # float32 [positions, head_dim / 2]
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """RMSNorm weights [head_dim] of each query and key head; None in architectures without them."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+
+
+class Kernels(Protocol):
+    """No kernel synchronizes, reads a device value on the host, or keeps state."""
+
+    def embed_norm(self, ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """ids [n] -> (hidden [n, h], its RMSNorm [n, h])."""
+        ...
+
+    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm of each row of [n, h], statistics in float32."""
+        ...
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[n, k] times weight [m, k] transposed, plus bias [m]: [n, m]."""
+        ...
+
+    def linear_add(self, hidden: Tensor, rows: Tensor, weight: Tensor) -> None:
+        """``hidden`` [n, m] += [n, k] times weight [m, k] transposed."""
+        ...
+
+    def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
+        """Rotate and store the rows of a prompt, which begin at position 0.
+
+        ``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place, keys are rotated into
+        ``slots.keys``, values go to ``slots.values``. ``num_queries`` may be 0.
+        """
+        ...
+
+    def attend(self, queries: Tensor, heads: Heads, slots: Slots) -> Tensor:
+        """Causal attention of rotated queries [n, >= queries * dim] over slots 0 ... n-1: [n, queries * dim]."""
+        ...
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """[n, 2 * i] -> silu of the first half times the second half: [n, i]."""
+        ...
+
+    def one_row_linear(
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        """RMSNorm of [1, h], then a linear map: [1, m]."""
+        ...
+
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
+        """RMSNorm of [1, h], the merged gate and up projection [2 * i, h], SwiGLU: [1, i]."""
+        ...
+
+    def one_row_attend(
+        self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
+    ) -> Tensor:
+        """Attention of one unrotated query over slots 0 ... position: [1, queries * dim].
+
+        ``store``: ``qkv`` [1, (queries + 2 * keys) * dim] also holds this position's key and value, which go
+        into the slots first; otherwise it holds the query only and the slots are complete.
+        """
+        ...
+
+
+def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
+    """Triton's where they were measured to pay: half precision on a CUDA device; plain PyTorch elsewhere."""
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        from hybridgraph.forward.kernels.triton import TritonKernels
+
+        return TritonKernels()
+    from hybridgraph.forward.kernels.reference import ReferenceKernels
+
+    return ReferenceKernels()

@@ -1,0 +1,100 @@
+"""The fused forward's kernels in plain PyTorch: what runs without a GPU and in float32, and what Triton must equal."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
+
+
+class ReferenceKernels:
+    """Implements Kernels; any device, any float type."""
+
+    def embed_norm(self, ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        hidden = F.embedding(ids, table)
+        return hidden, self.norm(hidden, weight, eps)
+
+    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = hidden.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return weight * scaled.to(hidden.dtype)
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, weight, bias)
+
+    def linear_add(self, hidden: Tensor, rows: Tensor, weight: Tensor) -> None:
+        torch.addmm(hidden, rows, weight.T, out=hidden)
+
+    def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
+        length = qkv.shape[0]
+        cos, sin = slots.cos[:length], slots.sin[:length]
+        queries, keys, values = _split(qkv, num_queries, heads)
+        if num_queries:
+            queries.copy_(self._rotated(queries, norms.query, heads.eps, cos, sin))
+        slots.keys[:, :length] = self._rotated(keys, norms.key, heads.eps, cos, sin).transpose(0, 1)
+        slots.values[:, :length] = values.transpose(0, 1)
+
+    def attend(self, queries: Tensor, heads: Heads, slots: Slots) -> Tensor:
+        length = queries.shape[0]
+        q = queries[:, : heads.query_width].unflatten(1, (heads.queries, heads.dim)).transpose(0, 1)
+        out = F.scaled_dot_product_attention(
+            q[None],
+            slots.keys[None, :, :length],
+            slots.values[None, :, :length],
+            is_causal=True,
+            scale=heads.scale,
+            enable_gqa=heads.keys != heads.queries,
+        )
+        return out[0].transpose(0, 1).reshape(length, heads.query_width)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def one_row_linear(
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        row = F.linear(self.norm(hidden, norm, eps), weight, bias)
+        return row if out is None else out.copy_(row)
+
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
+        return self.swiglu(F.linear(self.norm(hidden, norm, eps), gate_up))
+
+    def one_row_attend(
+        self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
+    ) -> Tensor:
+        cos, sin = slots.cos.index_select(0, position), slots.sin.index_select(0, position)
+        if store:
+            queries, keys, values = _split(qkv, heads.queries, heads)
+            rotated = self._rotated(keys, norms.key, heads.eps, cos, sin)
+            slots.keys.index_copy_(1, position, rotated.transpose(0, 1))
+            slots.values.index_copy_(1, position, values.transpose(0, 1))
+        else:
+            queries = qkv.unflatten(1, (heads.queries, heads.dim))
+        query = self._rotated(queries, norms.query, heads.eps, cos, sin).transpose(0, 1)
+        visible = torch.arange(slots.keys.shape[1], device=position.device) <= position
+        out = F.scaled_dot_product_attention(
+            query[None],
+            slots.keys[None],
+            slots.values[None],
+            attn_mask=visible[None, None, None],
+            scale=heads.scale,
+            enable_gqa=heads.keys != heads.queries,
+        )
+        return out.reshape(1, heads.query_width)
+
+    def _rotated(self, rows: Tensor, norm: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate [n, heads, dim] by its positions; first and second half of ``dim`` are the coordinates of the pairs."""
+        if norm is not None:
+            rows = self.norm(rows, norm, eps)
+        first, second = rows.float().chunk(2, dim=-1)
+        cos, sin = cos[:, None], sin[:, None]
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(rows.dtype)
+
+
+def _split(qkv: Tensor, num_queries: int, heads: Heads) -> tuple[Tensor, ...]:
+    """[n, (queries + 2 * keys) * dim] as views [n, heads, dim] of queries, keys and values."""
+    by_head = qkv.unflatten(1, (num_queries + 2 * heads.keys, heads.dim))
+    return by_head.split((num_queries, heads.keys, heads.keys), dim=1)

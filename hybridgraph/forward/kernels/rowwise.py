@@ -1,0 +1,112 @@
+"""Triton kernels that pass over activations once: norms, rotation with the cache write, SwiGLU.
+
+``PDL``: the kernel may be launched while the one before it ends (programmatic dependent launch); it
+reads nothing that kernel wrote before ``gdc_wait`` returns. Weights are no kernel's output.
+"""
+
+# mypy: ignore-errors
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def wait_for_inputs(PDL: tl.constexpr):
+    """Let the next kernel launch, then wait until everything the kernels before have written can be seen."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def embed_norm_kernel(
+    ids, table, weight, hidden, normed, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    scale = tl.load(weight + cols, mask, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    x = tl.load(table + tl.load(ids + row) * WIDTH + cols, mask, other=0.0)
+    tl.store(hidden + row * WIDTH + cols, x, mask)
+    x = x.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
+    tl.store(normed + row * WIDTH + cols, (x * rstd * scale).to(normed.dtype.element_ty), mask)
+
+
+@triton.jit
+def norm_kernel(hidden, weight, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    scale = tl.load(weight + cols, mask, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    x = tl.load(hidden + row * WIDTH + cols, mask, other=0.0).to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
+    tl.store(out + row * WIDTH + cols, (x * rstd * scale).to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    wait_for_inputs(PDL)
+    gate = tl.load(gate_up + row * 2 * WIDTH + cols, mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + cols, mask, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + cols, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def rotate_store_kernel(
+    qkv,  # [rows, (NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF]
+    keys,  # [NUM_KEYS, positions, 2 * HALF]
+    values,
+    cos,  # [positions, HALF]
+    sin,
+    query_norm,  # [2 * HALF], read where HAS_NORM
+    key_norm,
+    head_stride,  # of keys and values
+    eps,
+    NUM_QUERIES: tl.constexpr,
+    NUM_KEYS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,  # divides NUM_QUERIES and NUM_KEYS
+    HAS_NORM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    row = tl.program_id(0)
+    first_head = tl.program_id(1) * BLOCK_HEADS
+    pair = tl.arange(0, BLOCK_HALF)
+    pairs = pair < HALF
+    heads = tl.arange(0, BLOCK_HEADS)
+    mask = (heads[:, None] >= 0) & pairs[None, :]
+    c = tl.load(cos + row * HALF + pair, pairs, other=0.0)[None, :]
+    s = tl.load(sin + row * HALF + pair, pairs, other=0.0)[None, :]
+    wait_for_inputs(PDL)
+    source = qkv + row.to(tl.int64) * ((NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF)
+    at = (first_head + heads)[:, None] * (2 * HALF) + pair[None, :]
+    first = tl.load(source + at, mask, other=0.0)
+    second = tl.load(source + at + HALF, mask, other=0.0)
+    is_query = first_head < NUM_QUERIES
+    slot = row * 2 * HALF + pair[None, :]
+    if first_head >= NUM_QUERIES + NUM_KEYS:
+        target = (first_head - NUM_QUERIES - NUM_KEYS + heads)[:, None] * head_stride + slot
+        tl.store(values + target, first, mask)
+        tl.store(values + target + HALF, second, mask)
+    else:
+        x, y = first.to(tl.float32), second.to(tl.float32)
+        if HAS_NORM:
+            weight = query_norm if is_query else key_norm
+            rstd = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / (2 * HALF) + eps)[:, None]
+            x = x * rstd * tl.load(weight + pair, pairs, other=0.0).to(tl.float32)[None, :]
+            y = y * rstd * tl.load(weight + HALF + pair, pairs, other=0.0).to(tl.float32)[None, :]
+        first = (x * c - y * s).to(qkv.dtype.element_ty)
+        second = (y * c + x * s).to(qkv.dtype.element_ty)
+        if is_query:
+            tl.store(source + at, first, mask)
+            tl.store(source + at + HALF, second, mask)
+        else:
+            target = (first_head - NUM_QUERIES + heads)[:, None] * head_stride + slot
+            tl.store(keys + target, first, mask)
+            tl.store(keys + target + HALF, second, mask)

@@ -1,0 +1,215 @@
+"""The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's products of many rows.
+
+Block shapes are fixed, chosen by measurement on one H200 (docs/FUSED.md): nothing is tuned at run time,
+so nothing can be tuned inside a capture.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
+from hybridgraph.forward.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
+from hybridgraph.forward.kernels.gemv import gemv_kernel
+from hybridgraph.forward.kernels.rowwise import embed_norm_kernel, norm_kernel, rotate_store_kernel, swiglu_kernel
+
+LOG2_E = math.log2(math.e)
+# Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
+ATTENTION_PROGRAMS = 256
+
+
+class TritonKernels:
+    """Implements Kernels in float16 and bfloat16 on a CUDA device."""
+
+    def __init__(self, *, overlap: bool | None = None) -> None:
+        """``overlap``: programmatic dependent launch, where the chip has it (None)."""
+        has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
+        self._overlap = has_overlap if overlap is None else overlap
+
+    def embed_norm(self, ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        width = table.shape[1]
+        hidden = table.new_empty(ids.shape[0], width)
+        normed = torch.empty_like(hidden)
+        self._launch(
+            embed_norm_kernel,
+            (ids.shape[0],),
+            (ids, table, weight, hidden, normed, eps),
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=_row_warps(width),
+        )
+        return hidden, normed
+
+    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(hidden)
+        rows, width = hidden.shape
+        self._launch(
+            norm_kernel,
+            (rows,),
+            (hidden, weight, out, eps),
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=_row_warps(width),
+        )
+        return out
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, weight, bias)
+
+    def linear_add(self, hidden: Tensor, rows: Tensor, weight: Tensor) -> None:
+        if rows.shape[0] == 1:
+            self._gemv(rows, weight, hidden, add=True)
+        else:
+            torch.addmm(hidden, rows, weight.T, out=hidden)
+
+    def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
+        together = math.gcd(math.gcd(num_queries, heads.keys), 8)
+        half = heads.dim // 2
+        query_norm, key_norm = _norms(norms, slots)
+        self._launch(
+            rotate_store_kernel,
+            (qkv.shape[0], (num_queries + 2 * heads.keys) // together),
+            (qkv, slots.keys, slots.values, slots.cos, slots.sin, query_norm, key_norm, slots.keys.stride(0), heads.eps),
+            NUM_QUERIES=num_queries,
+            NUM_KEYS=heads.keys,
+            HALF=half,
+            BLOCK_HALF=triton.next_power_of_2(half),
+            BLOCK_HEADS=together,
+            HAS_NORM=norms.key is not None,
+            num_warps=4 if together == 8 else 1,
+        )
+
+    def attend(self, queries: Tensor, heads: Heads, slots: Slots) -> Tensor:
+        length = queries.shape[0]
+        out = queries.new_empty(length, heads.query_width)
+        block_m, block_n, warps, stages = attend_blocks(length)
+        self._launch(
+            attend_kernel,
+            (heads.queries, triton.cdiv(length, block_m)),
+            (queries, slots.keys, slots.values, out, length),
+            query_stride=queries.stride(0),
+            out_stride=out.stride(0),
+            head_stride=slots.keys.stride(0),
+            scale=heads.scale * LOG2_E,
+            GROUP=heads.queries // heads.keys,
+            DIM=heads.dim,
+            BLOCK_DIM=_block_dim(heads),
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            num_warps=warps,
+            num_stages=stages,
+        )
+        return out
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, width)
+        grid = (rows, triton.cdiv(width, 1024))
+        self._launch(swiglu_kernel, grid, (gate_up, out), WIDTH=width, BLOCK=1024, num_warps=4)
+        return out
+
+    def one_row_linear(
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        out = hidden.new_empty(1, weight.shape[0]) if out is None else out
+        self._gemv(hidden, weight, out, norm=norm, eps=eps, bias=bias)
+        return out
+
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
+        out = hidden.new_empty(1, gate_up.shape[0] // 2)
+        self._gemv(hidden, gate_up, out, norm=norm, eps=eps, swiglu=True)
+        return out
+
+    def one_row_attend(
+        self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
+    ) -> Tensor:
+        splits = max(1, min(64, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.keys)))
+        partial = torch.empty(heads.queries, splits, heads.dim, dtype=torch.float32, device=qkv.device)
+        summary = torch.empty(heads.queries, splits, 2, dtype=torch.float32, device=qkv.device)
+        query_norm, key_norm = _norms(norms, slots)
+        group = heads.queries // heads.keys
+        shape = {"DIM": heads.dim, "BLOCK_DIM": _block_dim(heads), "SPLITS": splits}
+        self._launch(
+            one_row_attend_kernel,
+            (heads.keys, splits),
+            (qkv, position, slots.keys, slots.values, slots.cos, slots.sin, query_norm, key_norm, partial, summary),
+            head_stride=slots.keys.stride(0),
+            eps=heads.eps,
+            scale=heads.scale * LOG2_E,
+            GROUP=group,
+            BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
+            BLOCK_N=64,
+            HAS_NORM=norms.key is not None,
+            STORE=store,
+            num_warps=4,
+            num_stages=2,
+            **shape,
+        )
+        out = qkv.new_empty(1, heads.query_width)
+        self._launch(combine_kernel, (heads.queries,), (partial, summary, out), num_warps=4, **shape)
+        return out
+
+    def _gemv(
+        self,
+        row: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        bias: Tensor | None = None,
+        swiglu: bool = False,
+        add: bool = False,
+    ) -> None:
+        width = weight.shape[1]
+        block_n, block_k, warps = gemv_blocks(width, swiglu)
+        num_rows = out.shape[1]
+        self._launch(
+            gemv_kernel,
+            (triton.cdiv(num_rows, block_n),),
+            (row, weight, weight if norm is None else norm, weight if bias is None else bias, out, eps, num_rows),
+            WIDTH=width,
+            NORM=norm is not None,
+            BIAS=bias is not None,
+            SWIGLU=swiglu,
+            ADD=add,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            num_warps=warps,
+        )
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], tensors: tuple[Any, ...], **numbers: Any) -> None:
+        if self._overlap:
+            numbers["launch_pdl"] = True
+        kernel[grid](*tensors, PDL=self._overlap, **numbers)
+
+
+def attend_blocks(length: int) -> tuple[int, int, int, int]:
+    """(queries of a program, keys of a step, warps, pipeline stages) of prefill attention."""
+    return (64, 64, 4, 2) if length > 16 else (16, 64, 4, 2)
+
+
+def gemv_blocks(width: int, swiglu: bool) -> tuple[int, int, int]:
+    """(rows of a program, columns of a step, warps) of the one-row product."""
+    return (2 if swiglu else 4, min(1024, max(16, triton.next_power_of_2(width))), 4)
+
+
+def _row_warps(width: int) -> int:
+    return 8 if width >= 2048 else 4
+
+
+def _block_dim(heads: Heads) -> int:
+    return max(16, triton.next_power_of_2(heads.dim))
+
+
+def _norms(norms: HeadNorms, slots: Slots) -> tuple[Tensor, Tensor]:
+    """The head norms' weights; where there are none, something of that type that is not read."""
+    if norms.query is None or norms.key is None:
+        return slots.keys, slots.keys
+    return norms.query, norms.key

@@ -1,0 +1,79 @@
+# shellcheck shell=bash
+# Cases one after the other, each a process group of its own, so that one signal ends what it started. Sourced, never run.
+
+failed=()
+step=""
+
+# take_flag FLAG "$@": FLAGS is the rest of the command line; TAKEN says whether FLAG was in it.
+take_flag() {
+    local flag=$1 argument
+    FLAGS=() TAKEN=no
+    shift
+    for argument in "$@"; do
+        if [ "$argument" = "$flag" ]; then TAKEN=yes; else FLAGS+=("$argument"); fi
+    done
+}
+
+# run_step ARGUMENTS...: Python with these arguments, interruptible; returns its exit code.
+run_step() {
+    set -m # a process group of its own
+    "$PYTHON" "$@" </dev/null &
+    step=$!
+    set +m
+    wait "$step"
+    local code=$?
+    step=""
+    return "$code"
+}
+
+# stop_case SIGNAL CODE: pass the signal to the step in flight, wait for its end, exit. A second signal kills it.
+stop_case() {
+    trap '[ -z "$step" ] || kill -KILL -- "-$step" 2>/dev/null' INT TERM HUP
+    say "interrupted: what was measured is kept; --resume goes on from there"
+    if [ -n "$step" ]; then
+        kill "-$1" -- "-$step" 2>/dev/null
+        wait "$step"
+        kill -KILL -- "-$step" 2>/dev/null # nothing of its group outlives it
+    fi
+    exit "$2"
+}
+
+# run_case NAME ARGUMENTS...
+run_case() {
+    local name=$1 code=0
+    shift
+    say "== $name"
+    run_step "$@" || code=$?
+    case $code in
+    0) return ;;
+    2) ;; # the case has said why, and written it down
+    *) not_run "$name" "failed with exit code $code" ;;
+    esac
+    failed+=("$name")
+    say "$name failed (exit code $code); the other cases go on"
+}
+
+skip_case() {
+    say "== $1: skipped, $2"
+    not_run "$1" "$2"
+}
+
+not_run() {
+    run_step -m hybridgraph.main not-run "$1" "$2" --output-dir "$OUTPUT_DIR" || failed+=("$1: reason not recorded")
+}
+
+run_tensorrt_llm() {
+    # In a subshell: a set-up that ends there does not end the run.
+    if (set_up_tensorrt_llm); then
+        run_case case5_tensorrt_llm "$ROOT/case5_tensorrt_llm.py" "$@"
+    else
+        failed+=(case5_tensorrt_llm)
+        not_run case5_tensorrt_llm "its environment .venv-trtllm could not be set up"
+    fi
+}
+
+finish() {
+    [ ${#failed[@]} -gt 0 ] || exit 0
+    say "failed: ${failed[*]}"
+    exit 1
+}

@@ -1,0 +1,136 @@
+"""A model as an engine of another environment takes it: a directory or hub id, and what its ``config.json`` says."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridgraph.config import Config
+from hybridgraph.errors import UserError
+from hybridgraph.roofline import ModelShape
+from hybridgraph.shapes import BUILTIN_SHAPES, DEFAULT_GPU_MODEL, builtin_config
+
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What an engine is pointed at. ``temporary`` holds the directory of a built-in shape for as long as it is used."""
+
+    name: str
+    location: str  # a directory, or a hub id
+    dtype: str
+    load_format: str
+    config: Mapping[str, Any]
+    end_id: int
+    special_ids: tuple[int, ...]
+    temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    @property
+    def shape(self) -> ModelShape | None:
+        return ModelShape.from_config(self.config, self.dtype)
+
+    def release(self) -> None:
+        if self.temporary is not None:
+            self.temporary.cleanup()
+
+
+def open_checkpoint(config: Config, engine: str) -> Checkpoint:
+    """Find the model of ``config``; raises UserError for one that ``engine`` cannot load as it stands."""
+    name = config.model or DEFAULT_GPU_MODEL
+    dtype = config.dtype or "float16"
+    if name.endswith(".gguf"):
+        raise UserError(f"{engine} loads no GGUF file: give a directory or hub id with safetensors instead of {name}")
+    numbers = builtin_config(name) if config.load_format == "dummy" else None
+    if numbers is None:
+        location = _location(name, config.load_format)
+        numbers = _read(location, "config.json")
+        generation = _read(location, "generation_config.json", required=False)
+    else:
+        location, generation = "", {}
+    special = _special_ids(numbers, generation)
+    if (end_id := _first_id(numbers.get("eos_token_id"))) is None:
+        raise UserError(f"{name}/config.json has no eos_token_id: {engine} needs an end id where it has no tokenizer")
+    if not isinstance(numbers.get("vocab_size"), int):
+        raise UserError(f"{name}/config.json has no vocab_size: {engine} is measured on plain language models")
+    if config.positions > (limit := numbers.get("max_position_embeddings") or config.positions):
+        raise UserError(f"{config.positions} positions exceed the {limit} of {name}")
+    temporary = None if location else _written(numbers | {"torch_dtype": dtype})
+    return Checkpoint(
+        name=name,
+        location=location or (temporary.name if temporary else ""),
+        dtype=dtype,
+        load_format=config.load_format,
+        config=numbers,
+        end_id=end_id,
+        special_ids=special,
+        temporary=temporary,
+    )
+
+
+def _location(name: str, load_format: str) -> str:
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return str(directory)
+    if load_format == "dummy" or name.count("/") != 1:
+        raise UserError(
+            f"unknown model '{name}': with --load-format dummy, one of {', '.join(BUILTIN_SHAPES)} "
+            "or a local directory with a config.json (hub ids need --load-format auto)"
+        )
+    return name
+
+
+def _read(location: str, file: str, *, required: bool = True) -> dict[str, Any]:
+    path = Path(location) / file
+    if not Path(location).is_dir():
+        path = _downloaded(location, file, required=required)
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise UserError(f"{location} holds no {file}: it is no model directory") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(numbers, dict):
+        raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
+    return numbers
+
+
+def _downloaded(repository: str, file: str, *, required: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except GatedRepoError:
+        raise UserError(f"model '{repository}' is gated: accept its licence on its hub page and log in") from None
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if not required and isinstance(error, EntryNotFoundError):
+            return Path(repository) / file  # there is none, and none is needed
+        raise UserError(f"model '{repository}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+
+
+def _special_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
+    found: set[int] = set()
+    for value in (numbers.get(key) for numbers in configs for key in _SPECIAL):
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return tuple(sorted(found))
+
+
+def _first_id(value: int | list[int] | None) -> int | None:
+    return value[0] if isinstance(value, list) else value
+
+
+def _written(numbers: Mapping[str, Any]) -> tempfile.TemporaryDirectory[str]:
+    directory = tempfile.TemporaryDirectory(prefix="hybridgraph-")
+    (Path(directory.name) / "config.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    return directory

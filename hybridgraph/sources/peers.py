@@ -1,0 +1,100 @@
+"""Case 5 and the engines a user would pick in its place: which, in which environment, and how they are opened.
+
+Nothing here or below may import more than layer 0 before an engine is chosen: Case 5 runs in
+TensorRT-LLM's environment, whose torch and transformers are not ours.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hybridgraph.cases import CASE5, HF_STATIC, TENSORRT_SINGLE, VLLM, Case
+from hybridgraph.config import Config
+from hybridgraph.errors import UserError
+from hybridgraph.records import TokenSource
+from hybridgraph.sources.nvidia import find_gpu
+from hybridgraph.sources.supervise import Deadlines, SupervisedSource, is_child, run_supervised
+
+ROOT = Path(__file__).resolve().parents[2]
+TENSORRT_PYTHON = "HYBRIDGRAPH_TRTLLM_PYTHON"
+VLLM_PYTHON = "HYBRIDGRAPH_VLLM_PYTHON"
+_CASE_OF_ENGINE = {
+    "tensorrt-llm": CASE5,
+    "tensorrt-llm-single": TENSORRT_SINGLE,
+    "hf-static": HF_STATIC,
+    "vllm": VLLM,
+}
+
+
+def case_of(config: Config) -> Case:
+    """The case that ``--engine`` measures."""
+    if config.forward == "fused":
+        raise UserError("--forward fused is a variant of Case 4 only")
+    return _CASE_OF_ENGINE[config.engine]
+
+
+def supervised(config: Config, case: Case) -> int | None:
+    """Measure in a child process of the engine's own environment and return its exit code.
+
+    None where this process is the one to measure: inside that child, or for an engine of our own environment.
+    """
+    if case == HF_STATIC or is_child():
+        return None
+    deadlines = Deadlines.from_environment()
+    python = _vllm_python() if case == VLLM else _tensorrt_python()
+    find_gpu(config.device, case.title)
+    command = [python, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
+    return run_supervised(command, title=case.title, deadlines=deadlines)
+
+
+def open_source(config: Config, case: Case) -> TokenSource:
+    """The engine of ``case``, loaded and ready, in this process."""
+    if case == HF_STATIC:
+        from hybridgraph.sources.hf_static import open_hf_static
+
+        return open_hf_static(config, case)
+    return SupervisedSource(_opener(config, case))
+
+
+def _opener(config: Config, case: Case) -> Callable[[], TokenSource]:
+    def open_engine() -> TokenSource:
+        if case == VLLM:
+            from hybridgraph.sources.vllm import open_vllm
+
+            return open_vllm(config, case)
+        from hybridgraph.sources.tensorrt_llm import open_tensorrt_llm
+
+        return open_tensorrt_llm(config, case)
+
+    return open_engine
+
+
+def _tensorrt_python() -> str:
+    own = ROOT / ".venv-trtllm"
+    if os.environ.get(TENSORRT_PYTHON):
+        return _interpreter(TENSORRT_PYTHON)
+    if (own / "bin/python").exists() and not (own / "incomplete").exists():
+        return str(own / "bin/python")
+    raise UserError(
+        "TensorRT-LLM has no environment here: ./run_complete_benchmark.sh --with-tensorrt-llm makes one, "
+        f"or {TENSORRT_PYTHON} names an interpreter that has it"
+    )
+
+
+def _vllm_python() -> str:
+    if os.environ.get(VLLM_PYTHON):
+        return _interpreter(VLLM_PYTHON)
+    if importlib.util.find_spec("vllm") is not None:
+        return sys.executable
+    raise UserError(f"vLLM is not installed in this environment: {VLLM_PYTHON} names an interpreter that has it")
+
+
+def _interpreter(variable: str) -> str:
+    path = os.environ[variable]
+    if not (Path(path).is_file() and os.access(path, os.X_OK)):
+        raise UserError(f"{variable}={path} is no Python interpreter")
+    return path

@@ -1,0 +1,191 @@
+"""The parts of Case 5 that need no second process, and the peer of our own environment."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from architectures import SMALL
+
+from hybridgraph.cases import CASE1
+from hybridgraph.config import Config
+from hybridgraph.errors import UserError
+from hybridgraph.records import Request, SourceInfo
+from hybridgraph.sources import peers
+from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
+from hybridgraph.sources.introspection import Arguments, parameters_of
+from hybridgraph.sources.nvidia import Gpu
+from hybridgraph.sources.tensorrt_llm import TensorRTLLMSource, check_driver, sampling_arguments
+from hybridgraph.sources.vllm import VllmSource
+
+INFO = SourceInfo(
+    model="m", dtype="float16", load_format="dummy", device="d", vocab_size=100, max_seq_len=64, special_ids=(2,)
+)
+CHECKPOINT = Checkpoint(
+    name="m", location="m", dtype="float16", load_format="dummy", config={}, end_id=2, special_ids=(2,)
+)
+
+GPU = Gpu(name="d", driver="550.1", cuda=(12, 4), memory_bytes=1, visible="0")
+
+
+class PlayedBack:
+    """An LLM object whose next answer is given: cumulative ids a chunk, and the metrics of the last one."""
+
+    def __init__(self, chunks: list[list[int]], reused: int = 0, metrics: bool = True) -> None:
+        self._chunks = chunks
+        timing = {"arrival_time": timedelta(seconds=1), "first_token_time": timedelta(seconds=1, milliseconds=9)}
+        self._metrics = metrics and SimpleNamespace(
+            kv_cache_metrics=SimpleNamespace(num_reused_blocks=reused), timing_metrics=SimpleNamespace(**timing)
+        )
+        self.sampling: dict[str, Any] = {}
+
+    def generate_async(self, inputs: Any, sampling_params: Any, streaming: bool) -> Iterator[Any]:
+        assert streaming and inputs == {"prompt_token_ids": [5, 6]}
+        self.sampling = sampling_params
+        for number, ids in enumerate(self._chunks, 1):
+            metrics = self._metrics if number == len(self._chunks) else None
+            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, request_perf_metrics=metrics or None)])
+
+
+def answer(llm: PlayedBack, max_new_tokens: int = 3) -> tuple[list[int], float | None]:
+    tokens: list[int] = []
+    source = TensorRTLLMSource(llm, lambda **arguments: arguments, CHECKPOINT, INFO)
+    report = source.stream(Request(prompt_ids=[5, 6], max_new_tokens=max_new_tokens), tokens.append)
+    return tokens, report.engine_ttft_ms
+
+
+@pytest.mark.parametrize("chunks", [[[7], [7, 8], [7, 8, 9]], [[7], [7, 8, 9]], [[7, 8, 9], [7, 8, 9]]])
+def test_each_id_is_emitted_once_however_chunks_arrive(chunks: list[list[int]]) -> None:
+    tokens, engine_ttft_ms = answer(PlayedBack(chunks))
+    assert tokens == [7, 8, 9]
+    assert engine_ttft_ms == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    ("llm", "part"),
+    [
+        (PlayedBack([[7], [7, 8]]), "2 of 3"),
+        (PlayedBack([]), "0 of 3"),
+        (PlayedBack([[7, 8, 9, 1]]), "4 of 3"),
+        (PlayedBack([[7, 8, 9]], reused=2), "reused 2"),
+        (PlayedBack([[7, 8, 9]], metrics=False), "cannot be checked"),
+    ],
+)
+def test_an_answer_that_cannot_be_trusted_fails_its_sample(llm: PlayedBack, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        answer(llm)
+
+
+def test_sampling_is_seeded_over_the_full_vocabulary_and_never_ended_by_the_end_id() -> None:
+    sampled = sampling_arguments(Request(prompt_ids=[1], max_new_tokens=4, temperature=0.5, seed=9), 2)
+    greedy = sampling_arguments(Request(prompt_ids=[1], temperature=0), 2)
+    assert (sampled["temperature"], sampled["top_p"], sampled["seed"]) == (0.5, 1.0, 9)
+    assert greedy["top_k"] == 1 and "temperature" not in greedy
+    assert all(s["end_id"] == 2 and s["ignore_eos"] and not s["detokenize"] for s in (sampled, greedy))
+
+
+def test_an_argument_that_a_version_lacks_is_on_record_and_a_needed_one_is_an_error() -> None:
+    def llm(model: str, dtype: str) -> None: ...
+
+    arguments = Arguments("Engine 1")
+    known = parameters_of(llm)
+    assert arguments.choose("LLM", known, {"model": "m", "new": 1}) == {"model": "m"}
+    assert arguments.as_json()["unknown_to_this_version"] == {"LLM": ["new"]}
+    with pytest.raises(UserError, match="Engine 1 has no LLM argument seed"):
+        arguments.choose("LLM", known, {}, needed=("seed",))
+
+
+def test_a_built_in_shape_becomes_a_directory_that_is_removed_with_it() -> None:
+    checkpoint = open_checkpoint(Config(model="llama-2-7b"), "Engine")
+    directory = Path(checkpoint.location)
+    written = json.loads((directory / "config.json").read_text())
+    assert written["torch_dtype"] == "float16" and written["architectures"] == ["LlamaForCausalLM"]
+    assert checkpoint.end_id == 2 and checkpoint.special_ids == (1, 2)
+    assert checkpoint.shape is not None and checkpoint.shape.weight_bytes == pytest.approx(13.2e9, rel=0.01)
+    checkpoint.release()
+    assert not directory.exists()
+
+
+def test_special_ids_of_real_weights_include_those_of_the_generation_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"eos_token_id": [2, 7]}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"pad_token_id": 9}))
+    checkpoint = open_checkpoint(Config(model=str(tmp_path), load_format="auto"), "Engine")
+    assert checkpoint.end_id == 2 and checkpoint.special_ids == (1, 2, 7, 9)
+    assert checkpoint.location == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        (Config(model="x.gguf", load_format="auto"), "no GGUF"),
+        (Config(model="tiny-llama", max_seq_len=5000), "5000 positions exceed the 4096"),
+    ],
+)
+def test_a_model_the_engine_cannot_take_is_refused(config: Config, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        open_checkpoint(config, "Engine")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_hf_static_answers_as_generate_does(random_ids: Any, device: str) -> None:
+    from hybridgraph.build import open_source
+
+    config = Config(model="tiny-llama", device=device, dtype="float32", engine="hf-static")
+    case = peers.case_of(config)
+    assert peers.supervised(config, case) is None
+    with closing(peers.open_source(config, case)) as static, closing(open_source(config, CASE1)) as dynamic:
+        for length, temperature in itertools.product((3, 17), (0.0, 0.7)):
+            ids = random_ids(length, static.info.vocab_size)
+            request = Request(prompt_ids=ids, max_new_tokens=6, temperature=temperature, seed=4)
+            answers: list[list[int]] = [[], []]
+            for source, answer_ids in zip((static, dynamic), answers, strict=True):
+                source.stream(request, answer_ids.append)
+            assert answers[0] == answers[1] and len(answers[0]) == 6
+
+
+def test_a_driver_older_than_the_engines_cuda_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    check_driver(replace(GPU, cuda=(13, 0)))
+    with pytest.raises(UserError, match=r"needs CUDA 13\.0, and driver 550\.1 supports 12\.4"):
+        check_driver(GPU)
+
+
+class SteppedEngine:
+    """vLLM's engine: an answer in steps, the ids of each cumulative."""
+
+    def __init__(self, answers: list[list[int]], cached: int = 0) -> None:
+        self._answers = answers
+        self._cached = cached
+
+    def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
+        assert prompt == {"prompt_token_ids": [5, 6]} and params["ignore_eos"]
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._answers)
+
+    def step(self) -> list[Any]:
+        output = SimpleNamespace(token_ids=self._answers.pop(0))
+        return [SimpleNamespace(outputs=[output], num_cached_tokens=self._cached)]
+
+
+def vllm_answer(engine: SteppedEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    tokens: list[int] = []
+    source = VllmSource(SimpleNamespace(llm_engine=engine), CHECKPOINT, INFO)
+    source.stream(Request(prompt_ids=[5, 6], max_new_tokens=3), tokens.append)
+    return tokens
+
+
+def test_vllm_is_stepped_and_checked_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vllm_answer(SteppedEngine([[7], [7, 8], [7, 8, 9]]), monkeypatch) == [7, 8, 9]
+    with pytest.raises(UserError, match="2 of 3"):
+        vllm_answer(SteppedEngine([[7], [7, 8]]), monkeypatch)
+    with pytest.raises(UserError, match="16 cached tokens"):
+        vllm_answer(SteppedEngine([[7, 8, 9]], cached=16), monkeypatch)
