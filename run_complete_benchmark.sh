@@ -15,9 +15,9 @@ find_python
 check_flags "$about" "${FLAGS[@]}"
 set_up user
 
-trap 'stop_case INT 130' INT
-trap 'stop_case TERM 143' TERM
-trap 'stop_case HUP 129' HUP
+trap 'stop_case 130' INT
+trap 'stop_case 143' TERM
+trap 'stop_case 129' HUP
 
 run_case case1_baseline "$ROOT/case1_baseline.py" "${FLAGS[@]}"
 run_case case2_async_cuda -m hybridgraph.main pair case2 "${FLAGS[@]}"
@@ -29,5 +29,5 @@ if [ "$TAKEN" = yes ]; then
 else
     skip_case case5_tensorrt_llm "not asked for: add --with-tensorrt-llm"
 fi
-run_step "$ROOT/generate_final_tables.py" --output-dir "$OUTPUT_DIR" || failed+=(generate_final_tables)
+print_tables "${FLAGS[@]}"
 finish

@@ -184,13 +184,27 @@ def test_complete_run_passes_flags_and_survives_a_failing_case(project: Path, tm
 def test_complete_run_with_tensorrt_llm_in_an_existing_interpreter(project: Path, tmp_path: Path) -> None:
     python = recording_python(tmp_path)
     run = start(
-        project, "run_complete_benchmark.sh", "--with-tensorrt-llm", "--greedy",
+        project, "run_complete_benchmark.sh", "--with-tensorrt-llm", "--json",
         HYBRIDGRAPH_PYTHON=python, HYBRIDGRAPH_TRTLLM_PYTHON=python,
     )  # fmt: skip
     calls = (tmp_path / "calls").read_text().splitlines()
     assert run.returncode == 0, run.stderr
-    assert f"{project}/case5_tensorrt_llm.py --greedy" in calls
+    assert f"{project}/case5_tensorrt_llm.py --json" in calls
+    assert calls[-1] == f"{project}/generate_final_tables.py --output-dir output --json"
     assert not any("not-run" in call or "--with-tensorrt-llm" in call for call in calls)
+
+
+def test_tensorrt_llm_that_cannot_be_set_up_is_a_failed_case_with_its_reason(project: Path, tmp_path: Path) -> None:
+    python = recording_python(tmp_path)
+    stub(tmp_path / "bin", "nvidia-smi", "exit 9")
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    run = start(project, "run_complete_benchmark.sh", "--with-tensorrt-llm", HYBRIDGRAPH_PYTHON=python, PATH=path)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == "failed: case5_tensorrt_llm"
+    reason = "TensorRT-LLM needs an NVIDIA GPU, and nvidia-smi finds none"
+    assert f"-m hybridgraph.main not-run case5_tensorrt_llm {reason} --output-dir output" in calls
+    assert calls[-1].endswith("generate_final_tables.py --output-dir output")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -26,16 +26,16 @@ run_step() {
     return "$code"
 }
 
-# stop_case SIGNAL CODE: pass the signal to the step in flight, wait for its end, exit. A second signal kills it.
+# stop_case CODE: interrupt the step in flight, wait until it has stopped what it started, exit. A second signal kills it.
 stop_case() {
     trap '[ -z "$step" ] || kill -KILL -- "-$step" 2>/dev/null' INT TERM HUP
     say "interrupted: what was measured is kept; --resume goes on from there"
     if [ -n "$step" ]; then
-        kill "-$1" -- "-$step" 2>/dev/null
+        kill -INT -- "-$step" 2>/dev/null
         wait "$step"
         kill -KILL -- "-$step" 2>/dev/null # nothing of its group outlives it
     fi
-    exit "$2"
+    exit "$1"
 }
 
 # run_case NAME ARGUMENTS...
@@ -63,13 +63,21 @@ not_run() {
 }
 
 run_tensorrt_llm() {
-    # In a subshell: a set-up that ends there does not end the run.
-    if (set_up_tensorrt_llm); then
+    local reason
+    # In a subshell: a set-up that ends there does not end the run. Its last line says why.
+    if reason=$( (set_up_tensorrt_llm) 2>&1 | tee >(cat >&2) | tail -n 1); then
         run_case case5_tensorrt_llm "$ROOT/case5_tensorrt_llm.py" "$@"
     else
         failed+=(case5_tensorrt_llm)
-        not_run case5_tensorrt_llm "its environment .venv-trtllm could not be set up"
+        not_run case5_tensorrt_llm "${reason#error: }"
     fi
+}
+
+# print_tables FLAGS...: from whatever is in the output directory by now.
+print_tables() {
+    local json=() flag
+    for flag in "$@"; do [ "$flag" != --json ] || json=(--json); done
+    run_step "$ROOT/generate_final_tables.py" --output-dir "$OUTPUT_DIR" "${json[@]}" || failed+=(generate_final_tables)
 }
 
 finish() {

@@ -154,6 +154,8 @@ set_up() {
 set_up_tensorrt_llm() {
     local base requirements=$ROOT/hybridgraph/sources/requirements-tensorrt-llm.txt
     [ -z "${HYBRIDGRAPH_TRTLLM_PYTHON:-}" ] || return 0
-    base=$(usable_python python3.12 python3.10 "${PYTHONS[@]}") || exit
+    nvidia-smi >/dev/null 2>&1 || die "TensorRT-LLM needs an NVIDIA GPU, and nvidia-smi finds none"
+    base=$(usable_python python3.12 python3.10 2>/dev/null) ||
+        die "TensorRT-LLM needs Python 3.12 or 3.10 with venv: install one, or set HYBRIDGRAPH_TRTLLM_PYTHON"
     environment "$ROOT/.venv-trtllm" user "$base" "$requirements" -- -r "$requirements"
 }

@@ -1,0 +1,107 @@
+"""What the published study claims, what its own tables give, and what was measured here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5, PAPER_PROMPT_LENGTHS, Case
+from hybridgraph.report.tables import Table
+
+COLUMNS = (CASE1, CASE2, CASE3, CASE4, CASE5)
+
+# The published tables, milliseconds, a row a prompt length, columns as in COLUMNS.
+PUBLISHED_TTFT = (
+    (88.09, 20.77, 178.96, 24.84, 35.91),
+    (19.60, 145.66, 51.56, 9.70, 19.71),
+    (19.53, 120.36, 56.27, 10.62, 19.59),
+    (19.59, 119.58, 57.94, 11.33, 19.95),
+    (19.13, 125.89, 61.07, 13.08, 19.15),
+    (19.14, 129.56, 63.94, 14.54, 19.30),
+    (20.21, 136.74, 68.87, 16.85, 19.85),
+    (21.50, 143.38, 71.56, 18.27, 21.66),
+    (23.74, 149.14, 74.17, 20.87, 23.53),
+)
+PUBLISHED_P99 = (
+    (18.01, 8.48, 48.13, 9.40, 16.62),
+    (18.15, 9.15, 49.25, 9.72, 16.51),
+    (18.07, 10.17, 52.35, 10.69, 17.30),
+    (17.72, 11.32, 53.78, 11.67, 16.24),
+    (17.75, 13.25, 57.51, 13.66, 16.40),
+    (17.71, 14.56, 58.90, 14.93, 16.28),
+    (19.38, 16.70, 66.58, 17.18, 18.25),
+    (20.73, 18.30, 71.05, 18.83, 19.77),
+    (23.08, 51.56, 75.70, 21.20, 22.21),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedupClaim:
+    """ "JIT+CUDA is so many times faster than ``over``"."""
+
+    over: Case
+    metric: str  # "ttft" or "p99"
+    claimed: float
+
+
+SPEEDUP_CLAIMS = (
+    SpeedupClaim(over=CASE1, metric="ttft", claimed=4.48),
+    SpeedupClaim(over=CASE1, metric="p99", claimed=1.42),
+    SpeedupClaim(over=CASE2, metric="ttft", claimed=5.17),
+    SpeedupClaim(over=CASE2, metric="p99", claimed=1.23),
+    SpeedupClaim(over=CASE3, metric="ttft", claimed=1.77),
+    SpeedupClaim(over=CASE3, metric="p99", claimed=1.40),
+    SpeedupClaim(over=CASE5, metric="ttft", claimed=1.75),
+    SpeedupClaim(over=CASE5, metric="p99", claimed=1.36),
+)
+CLAIMED_WINS, CLAIMED_ROWS = 17, 18
+
+
+def published_speedup(claim: SpeedupClaim) -> float:
+    """The claim's figure, from the averages of the published tables."""
+    rows = PUBLISHED_TTFT if claim.metric == "ttft" else PUBLISHED_P99
+    over, hybrid = COLUMNS.index(claim.over), COLUMNS.index(CASE4)
+    return sum(row[over] for row in rows) / sum(row[hybrid] for row in rows)
+
+
+def published_wins(rows: tuple[tuple[float, ...], ...], case: Case = CASE4) -> int:
+    """In how many rows of a published table ``case`` is lowest."""
+    return sum(row[COLUMNS.index(case)] == min(row) for row in rows)
+
+
+def measured_speedup(table: Table, over: Case, hybrid: Case) -> float | None:
+    averages = table.averages
+    if over.column not in averages or hybrid.column not in averages:
+        return None
+    return averages[over.column] / averages[hybrid.column]
+
+
+def measured_wins(table: Table, hybrid: Case) -> tuple[int, int] | None:
+    """(rows won, rows) of ``hybrid`` against the study's other cases; None where it was not measured."""
+    rivals = [case.column for case in COLUMNS if case != CASE4] + [hybrid.column]
+    values = table.values[[column for column in rivals if column in table.values]].dropna(axis=1, how="all").dropna()
+    if hybrid.column not in values or values.shape[1] < 2:
+        return None
+    return int((values[hybrid.column] == values.min(axis=1)).sum()), len(values)
+
+
+def claim_rows(tables: dict[str, Table]) -> list[list[str]]:
+    """One line a claim: claim, in the text, by the published tables, and measured with a verdict for both hybrids."""
+    rows = []
+    for claim in SPEEDUP_CLAIMS:
+        cells = [f"{claim.over.title} / hybrid, {claim.metric.upper()}", f"{claim.claimed:.2f} ×"]
+        cells.append(f"{published_speedup(claim):.2f} ×")
+        for hybrid in (CASE4, CASE4_FUSED):
+            value = measured_speedup(tables[claim.metric], claim.over, hybrid)
+            verdict = "holds" if value is not None and value >= claim.claimed else "does not hold"
+            cells.append("not measured" if value is None else f"{value:.2f} ×, {verdict}")
+        rows.append(cells)
+    published = published_wins(PUBLISHED_TTFT) + published_wins(PUBLISHED_P99)
+    wins = [f"rows won of {CLAIMED_ROWS}", f"{CLAIMED_WINS}", f"{published}"]
+    for hybrid in (CASE4, CASE4_FUSED):
+        counted = [found for key in ("ttft", "p99") if (found := measured_wins(tables[key], hybrid)) is not None]
+        won, of = sum(c[0] for c in counted), sum(c[1] for c in counted)
+        wins.append(f"{won} of {of}" if counted else "not measured")
+    return [*rows, wins]
+
+
+assert len(PUBLISHED_TTFT) == len(PUBLISHED_P99) == len(PAPER_PROMPT_LENGTHS)

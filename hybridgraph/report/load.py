@@ -1,0 +1,122 @@
+"""Reading result files: every cell checked, and only rows that may stand beside each other kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hybridgraph.cases import CASES, PEERS, Case
+from hybridgraph.errors import UserError
+from hybridgraph.records import DECODE_COLUMNS, IDENTITY_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, RunIdentity
+
+KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
+REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
+_TEXT = set(IDENTITY_COLUMNS) - {"seed"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a directory holds that may share a table."""
+
+    tables: dict[str, dict[str, pd.DataFrame]]  # kind → case name → rows by prompt_length
+    identity: dict[str, str]  # of the newest run kept
+    environment: dict[str, Any]
+    left_out: list[str] = field(default_factory=list)  # a sentence for each file whose rows are of another kind
+
+    def cases(self, kind: str) -> list[Case]:
+        """The study's cases, measured or not, and the peers that were measured."""
+        return [*CASES, *(peer for peer in PEERS if peer.name in self.tables[kind])]
+
+    def why_missing(self, case: Case) -> str:
+        reasons: dict[str, str] = self.environment.get("not_run", {})
+        return reasons.get(case.name, f"not run ({case.script})")
+
+
+def load_results(directory: Path) -> Results:
+    """Read every result file of ``directory``; raises UserError with file, line and column of the first bad cell."""
+    found = {
+        (kind, case.name): read_table(path, columns)
+        for kind, columns in KINDS.items()
+        for case in (*CASES, *PEERS)
+        if (path := directory / f"{case.name}_{kind}.csv").exists()
+    }
+    if not found:
+        raise UserError(f"{directory} holds no result files: run a case first, or give its --output-dir")
+    newest = max(found.values(), key=lambda table: str(table["started"].max()))
+    identity = {str(column): str(value) for column, value in newest.iloc[-1].items() if column in IDENTITY_COLUMNS}
+    tables: dict[str, dict[str, pd.DataFrame]] = {kind: {} for kind in KINDS}
+    left_out = []
+    for (kind, name), table in found.items():
+        other = [c for c in RunIdentity.COMPARABLE if not (table[c] == identity[c]).all()]
+        if other:
+            values = ", ".join(f"{c} {table[c].iloc[0]} instead of {identity[c]}" for c in other)
+            left_out.append(f"{name}_{kind}.csv (run {table['run_id'].iloc[0]}) is left out: {values}")
+        else:
+            tables[kind][name] = table.set_index("prompt_length")
+    return Results(tables, identity, _environment(directory), left_out)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """One result file, each number a float, each unknown a NaN."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not lines:
+        raise UserError(f"{path}, line 1: the file is empty")
+    missing = [column for column in columns if column not in lines[0]]
+    if missing:
+        raise UserError(f"{path}, line 1: column {missing[0]} is missing")
+    if len(lines) == 1:
+        raise UserError(f"{path}, line 2: no row follows the heading")
+    rows = [_row(path, number, lines[0], cells) for number, cells in enumerate(lines[1:], start=2)]
+    table = pd.DataFrame(rows, columns=list(columns))
+    repeated = table["prompt_length"][table["prompt_length"].duplicated()]
+    if len(repeated):
+        raise UserError(f"{path}, line {repeated.index[0] + 2}, column prompt_length: {repeated.iloc[0]} stands twice")
+    return table
+
+
+def _row(path: Path, number: int, heading: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    if len(cells) != len(heading):
+        column = heading[min(len(cells), len(heading) - 1)]
+        raise UserError(f"{path}, line {number}, column {column}: the row has {len(cells)} of {len(heading)} cells")
+    return {
+        column: cell if column in _TEXT else _number(cell, f"{path}, line {number}, column {column}", column)
+        for column, cell in zip(heading, cells, strict=True)
+    }
+
+
+def _number(cell: str, where: str, column: str) -> float | int:
+    if cell == "":
+        if column in REQUIRED:
+            raise UserError(f"{where}: the cell is empty")
+        return math.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        raise UserError(f"{where}: '{cell}' is no number") from None
+    if not math.isfinite(value) or value < 0:
+        raise UserError(f"{where}: {cell} is no time, count or rate")
+    return int(value) if column == "prompt_length" else value
+
+
+def _environment(directory: Path) -> dict[str, Any]:
+    path = directory / "environment.json"
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no environment: it holds a {type(content).__name__}")
+    return content

@@ -1,0 +1,96 @@
+"""Everything that is derived from result files, in one go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from hybridgraph.errors import UserError
+from hybridgraph.report.load import Results, load_results
+from hybridgraph.report.markdown import provenance, render
+from hybridgraph.report.plots import is_emulated, plot_growth, plot_table
+from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Table, build_table
+
+FILES = {"ttft": "final_ttft_table.csv", "p99": "final_p99_table.csv", "decode": "final_decode_table.csv"}
+REPORT = "final_report.md"
+SWEEP = "length_sweep.csv"
+
+
+def generate_final_tables(argv: Sequence[str] | None = None) -> int:
+    """Write tables, plots and report of a directory of results; returns the exit code."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--output-dir", default="output", metavar="DIR", help="where the results are (default: output)")
+    parser.add_argument("--json", action="store_true", help="the last line of standard output is one JSON document")
+    arguments = parser.parse_args(argv)
+    try:
+        directory = Path(arguments.output_dir)
+        results = load_results(directory)
+        tables = {
+            metric.key: build_table(results, metric)
+            for metric in (TTFT, WARM, P99, DECODE)
+            if _has(results, metric.kind)
+        }
+        _write(directory, results, tables)
+        _show(results, tables)
+        if arguments.json:
+            print(json.dumps(_document(results, tables)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write to {arguments.output_dir}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _has(results: Results, kind: str) -> bool:
+    return kind != "decode" or bool(results.tables["decode"])
+
+
+def _write(directory: Path, results: Results, tables: dict[str, Table]) -> None:
+    plots = []
+    for key, table in tables.items():
+        if key in FILES:
+            table.frame().to_csv(directory / FILES[key], index=False, float_format="%.4f", lineterminator="\n")
+        if key != TTFT.key and table.measured:
+            name = f"final_{'ttft' if key == WARM.key else key}.png"
+            plot_table(table, results, directory / name)
+            plots.append(name)
+    if (directory / SWEEP).exists():
+        plot_growth(pd.read_csv(directory / SWEEP), directory / "final_growth.png")
+        plots.append("final_growth.png")
+    (directory / REPORT).write_text(render(results, tables, plots), encoding="utf-8")
+
+
+def _show(results: Results, tables: dict[str, Table]) -> None:
+    print(provenance(results))
+    if is_emulated(results):
+        print("graphs are EMULATED: these are not CUDA Graph results")
+    for table in tables.values():
+        print(f"\n{table.metric.heading}, ms")
+        print(table.frame().to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"))
+    print()
+    for case in tables["ttft"].cases:
+        if case not in tables["ttft"].measured:
+            print(f"{case.title}: empty, {results.why_missing(case)}")
+    for sentence in results.left_out:
+        print(sentence)
+
+
+def _document(results: Results, tables: dict[str, Table]) -> dict[str, object]:
+    return {
+        "identity": results.identity,
+        "left_out": results.left_out,
+        "tables": {
+            key: {
+                "rows": json.loads(table.frame().to_json(orient="records")),
+                "speedups": table.speedups(),
+            }
+            for key, table in tables.items()
+        },
+    }

@@ -1,0 +1,113 @@
+"""The report as Markdown: tables, speed-ups, claims, and everything a reader needs to doubt them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hybridgraph.cases import CASES, PEERS
+from hybridgraph.records import GRAPH_PATHS
+from hybridgraph.report.claims import claim_rows
+from hybridgraph.report.load import Results
+from hybridgraph.report.plots import is_emulated
+from hybridgraph.report.tables import AVERAGE, Table
+
+
+def render(results: Results, tables: dict[str, Table], plots: Sequence[str]) -> str:
+    """The whole report."""
+    sections = [
+        "# Results",
+        provenance(results),
+        *_warnings(results, tables),
+        *(f"![{name}]({name})" for name in plots),
+    ]
+    for table in tables.values():
+        sections += [f"## {table.metric.heading}, ms", _metric_table(table)]
+        if speedups := table.speedups():
+            listed = ", ".join(f"{title} {value:.2f} ×" for title, value in speedups.items())
+            lengths = ", ".join(str(length) for length in table.shared.index)
+            sections.append(f"Against the baseline, from the averages over {lengths} tokens: {listed}.")
+    sections += ["## What the means hold", _distributions(results)]
+    sections += ["## The published claims", _claims(tables)]
+    if economics := _economics(results):
+        sections += ["## What graphs cost", economics]
+    return "\n\n".join(sections) + "\n"
+
+
+def provenance(results: Results) -> str:
+    """One line: what was measured, on what, how, when, by which code."""
+    i = results.identity
+    commit = i["commit"] or "unknown"
+    return (
+        f"{i['device']}; {i['model']}, {i['dtype']}, {i['load_format']} weights; protocol: {i['protocol']}; "
+        f"sampling: {i['sampling']}; {i['started']}; commit {commit}"
+    )
+
+
+def _warnings(results: Results, tables: dict[str, Table]) -> list[str]:
+    lines = []
+    if is_emulated(results):
+        lines.append("**Graphs are emulated here: these are not CUDA Graph results.**")
+    missing = [case for case in tables["ttft"].cases if case not in tables["ttft"].measured]
+    lines += [f"- {case.title}: empty, {results.why_missing(case)}" for case in missing]
+    return ["\n".join(lines + [f"- {sentence}" for sentence in results.left_out])]
+
+
+def _metric_table(table: Table) -> str:
+    frame = table.frame()
+    heading = ["tokens", *(case.title for case in table.cases), "winner"]
+    return _grid(heading, ([_cell(value) for value in row] for row in frame.itertuples(index=False)), bold_last=True)
+
+
+def _distributions(results: Results) -> str:
+    """Protocol mean, cold, first-seen and warm apart, beside device time, floor and the paths taken."""
+    columns = ("mean_ms", "cold_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio")
+    rows = []
+    for case in (*CASES, *PEERS):
+        if case.name in results.tables["ttft"]:
+            for length, row in results.tables["ttft"][case.name].iterrows():
+                paths = ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
+                rows.append([case.title, str(length), *(_cell(row[column]) for column in columns), paths])
+    heading = ["case", "tokens", "mean", "cold", "first seen", "warm mean", "device", "floor", "ratio", "paths"]
+    return _grid(heading, rows)
+
+
+def _claims(tables: dict[str, Table]) -> str:
+    heading = ["claim", "published text", "published tables", "measured: Case 4", "measured: Case 4 fused"]
+    return _grid(heading, claim_rows(tables))
+
+
+def _economics(results: Results) -> str:
+    keys = ("seconds_a_graph", "driver_mib_a_graph", "saved_ms_a_request", "requests_to_pay_back")
+    rows = []
+    for case in CASES:
+        stats: dict[str, Any] = results.environment.get("cases", {}).get(case.name, {}).get("stats", {})
+        if costs := stats.get("economics"):
+            startup = stats.get("server", {}).get("startup_s")
+            counted = ", ".join(f"{name} {count}" for name, count in stats.get("counters", {}).items() if count)
+            rows.append([case.title, *(_cell(costs.get(key)) for key in keys), _cell(startup), counted])
+    heading = [
+        "case",
+        "s a graph",
+        "MiB a graph",
+        "ms saved a request",
+        "requests to pay back",
+        "s to Ready",
+        "counters",
+    ]
+    return _grid(heading, rows) if rows else ""
+
+
+def _grid(heading: Sequence[str], rows: Iterable[Sequence[str]], *, bold_last: bool = False) -> str:
+    lines = [f"| {' | '.join(heading)} |", f"| {' | '.join('---' for _ in heading)} |"]
+    for row in rows:
+        cells = [f"**{cell}**" if bold_last and row[0] == AVERAGE and cell else cell for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.2f}"
+    return "" if value is None else str(value)

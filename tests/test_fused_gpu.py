@@ -1,0 +1,136 @@
+"""The fused forward in half precision on a GPU: as close to the float32 reference as the module's own forward is."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from hybridgraph.forward.fused import FusedForward
+
+pytestmark = pytest.mark.gpu
+
+Ids = Callable[[int, int], list[int]]
+
+# The layer of Llama-2-7B; then grouped heads, biases, head norms and a head size that is no power of two.
+SHAPES: dict[str, dict[str, object]] = {
+    "llama-7b-layers": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "qwen2": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 1888,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    },
+    "qwen3": {
+        "model_type": "qwen3",
+        "hidden_size": 384,
+        "intermediate_size": 1000,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 48,
+    },
+}
+VOCAB = 32000
+POSITIONS = 512
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The same fresh random weights in float16 and, exactly, in float32."""
+    config = AutoConfig.for_model(**SHAPES[request.param], vocab_size=VOCAB, max_position_embeddings=POSITIONS)
+    with torch.device("cuda"):
+        half = AutoModelForCausalLM.from_config(config, dtype=torch.float16).eval().requires_grad_(False)
+        full = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    for parameter in half.parameters():
+        parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1 if parameter.dim() == 1 else 0.03)
+    full.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+    return half, full
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+class Buffers:
+    """What the engine owns: one request's static inputs, cache and logits, poisoned."""
+
+    def __init__(self, forward: FusedForward, ids: list[int], padded_to: int) -> None:
+        padding = torch.randint(VOCAB, (padded_to - len(ids),)).tolist()
+        self.ids = torch.tensor(ids + padding, device="cuda")
+        self.last = torch.tensor([len(ids) - 1], device="cuda")
+        self.cache = forward.allocate_cache(POSITIONS)
+        self.cache.keys.fill_(torch.nan)  # what no one wrote must not be read
+        self.cache.values.fill_(torch.nan)
+        self.logits = torch.full((VOCAB,), torch.nan, dtype=torch.float16, device="cuda")
+
+    def prefill(self, forward: FusedForward) -> Tensor:
+        forward.prefill(self.ids, self.last, self.cache, self.logits)
+        return self.logits.clone()
+
+
+def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        run()
+    return graph
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 2, 10, 63, 64, 65, 137, 400])
+def test_prefill_is_as_exact_as_the_module(
+    models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
+) -> None:
+    half, full = models
+    ids = random_ids(length, VOCAB)
+    prompt = torch.tensor([ids], device="cuda")
+    expected = full(prompt, logits_to_keep=1).logits[0, 0]
+    limit = min(1e-2, 1.05 * error(half(prompt, logits_to_keep=1).logits[0, 0], expected))
+    forward = FusedForward(half)
+    for padded_to in (length, length + 13):
+        buffers = Buffers(forward, ids, padded_to)
+        eager = buffers.prefill(forward)
+        assert error(eager, expected) <= limit
+        graph = captured(lambda buffers=buffers: buffers.prefill(forward))
+        buffers.logits.fill_(torch.nan)
+        graph.replay()
+        assert error(buffers.logits, expected) <= limit
+        assert torch.equal(buffers.logits, eager)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 60, 300])
+def test_decoding_by_one_graph_follows_the_reference(
+    models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
+) -> None:
+    """Thirty given tokens: the logits after each are those of the whole sequence in float32."""
+    half, full = models
+    ids = random_ids(length + 30, VOCAB)
+    whole = torch.tensor([ids], device="cuda")
+    expected, own = full(whole).logits[0], half(whole).logits[0]
+    forward = FusedForward(half)
+    buffers = Buffers(forward, ids[:length], length + 5)
+    token, position = torch.zeros(1, dtype=torch.long, device="cuda"), torch.zeros(1, dtype=torch.long, device="cuda")
+    graph = captured(lambda: forward.decode(token, position, buffers.cache, buffers.logits))
+    buffers.prefill(forward)
+    for at in range(length, length + 30):
+        token.fill_(ids[at])
+        position.fill_(at)
+        buffers.logits.fill_(torch.nan)
+        graph.replay()
+        assert error(buffers.logits, expected[at]) <= min(1e-2, 1.1 * error(own[at], expected[at]))

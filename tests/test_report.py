@@ -1,0 +1,168 @@
+"""Tables from CSVs: exact schemas in, winners and averages out, and one line for every bad cell."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE5, HF_STATIC, PAPER_PROMPT_LENGTHS, Case
+from hybridgraph.errors import UserError
+from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
+from hybridgraph.report.claims import (
+    PUBLISHED_P99,
+    PUBLISHED_TTFT,
+    SPEEDUP_CLAIMS,
+    published_speedup,
+    published_wins,
+)
+from hybridgraph.report.load import load_results
+from hybridgraph.report.main import generate_final_tables
+from hybridgraph.report.tables import P99, TTFT, build_table
+
+ROOT = Path(__file__).resolve().parent.parent
+IDENTITY = {
+    "graph_backend": "cuda", "model": "m", "dtype": "float16", "load_format": "dummy", "device": "GPU", "run_id": "r1",
+    "ops": "native", "forward": "hf", "sampling": "T=0.7", "seed": "0", "protocol": "paper",
+    "started": "2026-01-01T00:00:00+00:00", "commit": "abc",
+}  # fmt: skip
+
+
+def write(directory: Path, case: Case, times: dict[int, float], **identity: str) -> None:
+    """The three files of a case whose every time at a length is ``times[length]``."""
+    for kind, columns in (("ttft", TTFT_COLUMNS), ("p99", P99_COLUMNS), ("decode", DECODE_COLUMNS)):
+        with (directory / f"{case.name}_{kind}.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            for length, ms in times.items():
+                row: dict[str, object] = dict.fromkeys(columns, "") | IDENTITY | identity
+                row |= {"prompt_length": length, "samples": 5}
+                row |= {c: ms for c in ("mean_ms", "p99_ms", "itl_mean_ms", "warm_mean_ms") if c in columns}
+                table.writerow({c: row[c] for c in columns})
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_winner_ties_and_average(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0, 50: 20.0, 100: 20.0})
+    write(tmp_path, CASE4, {10: 5.0, 50: 20.0})
+    write(tmp_path, CASE3, {10: 30.0, 50: 40.0, 100: 10.0})
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    table = read(tmp_path / "final_ttft_table.csv")
+    assert list(table[0]) == [
+        "prompt_length", "baseline_ms", "cuda_graph_ms", "jit_only_ms", "jit_cuda_ms", "jit_cuda_fused_ms",
+        "tensorrt_ms", "winner",
+    ]  # fmt: skip
+    assert [row["winner"] for row in table] == ["JIT+CUDA", "Baseline = JIT+CUDA", "JIT only", "JIT+CUDA"]
+    assert table[-1]["prompt_length"] == "AVERAGE"
+    assert float(table[-1]["baseline_ms"]) == 20.0
+    assert float(table[-1]["jit_cuda_ms"]) == 12.5
+    assert float(table[-1]["jit_only_ms"]) == 35.0, "averages are over the rows that all cases share"
+    assert table[2]["jit_cuda_ms"] == table[0]["cuda_graph_ms"] == ""
+    assert "baseline_p99_ms" in read(tmp_path / "final_p99_table.csv")[0]
+    report = (tmp_path / "final_report.md").read_text()
+    assert "JIT+CUDA 1.60 ×" in report
+    assert "CUDA Graph: empty, not run (run_case2_benchmark.sh)" in report
+    for name in ("final_ttft.png", "final_p99.png", "final_decode.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_of_another_machine_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, CASE1, {10: 20.0}, device="other GPU", run_id="old")
+    write(tmp_path, CASE4, {10: 5.0}, started="2026-02-02T00:00:00+00:00")
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert read(tmp_path / "final_ttft_table.csv")[0]["baseline_ms"] == ""
+    told = capsys.readouterr().out
+    assert "case1_baseline_ttft.csv (run old) is left out: device other GPU instead of GPU" in told
+    assert told.split("left out")[0] and "left out" in (tmp_path / "final_report.md").read_text()
+
+
+def test_reasons_and_peers(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    write(tmp_path, HF_STATIC, {10: 10.0})
+    (tmp_path / "environment.json").write_text(json.dumps({"not_run": {CASE5.name: "no TensorRT-LLM here"}}))
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert float(read(tmp_path / "final_ttft_table.csv")[0]["hf_static_ms"]) == 10.0
+    assert "TensorRT-LLM: empty, no TensorRT-LLM here" in (tmp_path / "final_report.md").read_text()
+
+
+def test_emulated_graphs_are_called_emulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, CASE4, {10: 20.0}, graph_backend="emulated")
+    assert generate_final_tables(["--output-dir", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr().out
+    assert "EMULATED" in told
+    assert "emulated" in (tmp_path / "final_report.md").read_text()
+    assert json.loads(told.splitlines()[-1])["tables"]["ttft"]["rows"][0]["jit_cuda_ms"] == 20.0
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda t: t.replace("20.0", "abc", 1), "line 2, column mean_ms: 'abc' is no number"),
+        (lambda t: t.replace("20.0", "-1", 1), "line 2, column mean_ms: -1 is no time"),
+        (lambda t: t.replace("20.0", "nan", 1), "line 2, column mean_ms: nan is no time"),
+        (lambda t: t.replace("20.0", "", 1), "line 2, column mean_ms: the cell is empty"),
+        (lambda t: t[: t.rindex("GPU")], "line 3, column run_id: the row has"),
+        (lambda t: t.replace("mean_ms", "average", 1), "line 1: column mean_ms is missing"),
+        (lambda t: "", "line 1: the file is empty"),
+        (lambda t: t.splitlines()[0], "line 2: no row"),
+        (lambda t: t.replace("50,", "10,", 1), "line 3, column prompt_length: 10 stands twice"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, damage: object, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, CASE1, {10: 20.0, 50: 21.0})
+    path = tmp_path / "case1_baseline_ttft.csv"
+    path.write_text(damage(path.read_text()))  # type: ignore[operator]
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert complaint in told
+    assert str(path) in told and told.count("\n") == 1
+
+
+def test_an_empty_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no result files"):
+        load_results(tmp_path)
+
+
+def published(rows: Sequence[Sequence[float]], case: Case, column: int) -> dict[int, float]:
+    return {length: row[column] for length, row in zip(PAPER_PROMPT_LENGTHS, rows, strict=True)}
+
+
+def test_what_the_published_tables_give() -> None:
+    figures = {(claim.over.key, claim.metric): round(published_speedup(claim), 2) for claim in SPEEDUP_CLAIMS}
+    assert figures == {
+        ("case1", "ttft"): 1.79, ("case1", "p99"): 1.34, ("case2", "ttft"): 7.79, ("case2", "p99"): 1.21,
+        ("case3", "ttft"): 4.88, ("case3", "p99"): 4.19, ("case5", "ttft"): 1.42, ("case5", "p99"): 1.25,
+    }  # fmt: skip
+    assert (published_wins(PUBLISHED_TTFT), published_wins(PUBLISHED_P99)) == (8, 1)
+    assert published_wins(PUBLISHED_P99, CASE2) == 8, "CUDA Graph alone has the lowest P99 up to 350 tokens"
+
+
+def test_the_published_tables_pass_through_ours(tmp_path: Path) -> None:
+    for column, case in enumerate((CASE1, CASE2, CASE3, CASE4, CASE5)):
+        write(tmp_path, case, published(PUBLISHED_TTFT, case, column))
+    averages = build_table(load_results(tmp_path), TTFT).averages
+    assert averages["baseline"] == pytest.approx(27.84, abs=0.01)
+    assert averages["jit_cuda"] == pytest.approx(15.57, abs=0.01)
+    assert build_table(load_results(tmp_path), P99).speedups()["JIT+CUDA"] == pytest.approx(1.79, abs=0.01)
+
+
+def test_tables_need_no_torch(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    blocked = ["torch", "transformers", "accelerate", "msgspec", "rich", "safetensors", "pynvml"]
+    code = f"""
+import runpy, sys
+for name in {blocked}:
+    sys.modules[name] = None  # an import of it now raises
+sys.argv = ["generate_final_tables.py", "--output-dir", {str(tmp_path)!r}]
+runpy.run_path("generate_final_tables.py", run_name="__main__")
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "final_ttft_table.csv").exists()
