@@ -22,6 +22,7 @@ from hybridgraph.sources import peers
 from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.nvidia import Gpu
+from hybridgraph.sources.outside import explained
 from hybridgraph.sources.tensorrt_llm import TensorRTLLMSource, check_driver, sampling_arguments
 from hybridgraph.sources.vllm import VllmSource
 
@@ -189,3 +190,14 @@ def test_vllm_is_stepped_and_checked_the_same_way(monkeypatch: pytest.MonkeyPatc
         vllm_answer(SteppedEngine([[7], [7, 8]]), monkeypatch)
     with pytest.raises(UserError, match="16 cached tokens"):
         vllm_answer(SteppedEngine([[7, 8, 9]], cached=16), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "text", ["libmpi.so.40: no such file", "No module named mpi4py", "ompi_mpi_init failed", "MPI_Init"]
+)
+def test_an_mpi_error_says_what_to_install(text: str) -> None:
+    assert "libopenmpi-dev" in explained(RuntimeError(text))
+
+
+def test_a_compilation_error_is_not_taken_for_one_of_mpi() -> None:
+    assert explained(RuntimeError("torch.compile failed\nat compilation")) == "torch.compile failed"

@@ -276,7 +276,7 @@ def test_gpu_a_failed_capture_leaves_the_process_able_to_capture(wide: LoadedMod
         with pytest.raises(RuntimeError):
             engine._pool.backend.capture(lambda: None, forbidden)
         assert list(engine.generate(prompt, 8)) == expected
-        assert list(engine.generate(prompt[:41], 8)) == list(engine.generate(prompt[:41], 8))
+        assert list(engine.generate(prompt[:20], 8)) == list(engine.generate(prompt[:20], 8))
         assert engine.stats()["counters"]["captured"] >= 1
         assert engine.stats()["counters"]["failed"] == 0
 

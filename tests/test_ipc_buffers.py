@@ -39,7 +39,8 @@ def double_elsewhere(exported: list[ExportedBuffer]) -> list[float]:
     child = subprocess.run(
         [sys.executable, "-c", IMPORTER, handles, *map(str, descriptors)],
         pass_fds=descriptors,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

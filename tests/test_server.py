@@ -53,7 +53,7 @@ class Toy:
     def __init__(self, path: Path, *options: str) -> None:
         self.path = path
         command = [sys.executable, str(ROOT / "tests" / "toy_generator.py"), str(path), *options]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )

@@ -165,7 +165,7 @@ def test_a_killed_holder_frees_the_engine(path: Path) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+            env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         )
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"

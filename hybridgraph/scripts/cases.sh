@@ -62,10 +62,19 @@ not_run() {
     run_step -m hybridgraph.main not-run "$1" "$2" --output-dir "$OUTPUT_DIR" || failed+=("$1: reason not recorded")
 }
 
+say_and_print_last() {
+    local line last=""
+    while IFS= read -r line; do
+        say "$line"
+        last=$line
+    done
+    printf '%s' "$last"
+}
+
 run_tensorrt_llm() {
     local reason
     # In a subshell: a set-up that ends there does not end the run. Its last line says why.
-    if reason=$( (set_up_tensorrt_llm) 2>&1 | tee >(cat >&2) | tail -n 1); then
+    if reason=$( (set_up_tensorrt_llm) 2>&1 | say_and_print_last); then
         run_case case5_tensorrt_llm "$ROOT/case5_tensorrt_llm.py" "$@"
     else
         failed+=(case5_tensorrt_llm)

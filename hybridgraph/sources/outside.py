@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 
 from hybridgraph.cases import Case
 from hybridgraph.config import Config
@@ -11,9 +12,9 @@ from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, versions
 from hybridgraph.sources.nvidia import Gpu
 
-# What an error's text holds, and what to do about it.
+# What an error's text matches, and what to do about it ("compile" holds the letters of MPI too).
 _HINTS = (
-    ("mpi", "check the MPI installation (Debian, Ubuntu: apt install libopenmpi-dev)"),
+    (r"(?<![a-z])(lib|open|o)?mpi", "check the MPI installation (Debian, Ubuntu: apt install libopenmpi-dev)"),
     ("out of memory", "the GPU is too small for this model, or another process holds its memory"),
     ("driver version is insufficient", "update the NVIDIA driver"),
     ("driver on your system is too old", "update the NVIDIA driver"),
@@ -54,5 +55,5 @@ def explained(error: BaseException) -> str:
     """An engine's error as one line, with what to do where that is known."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    hint = next((advice for part, advice in _HINTS if part in str(error).lower()), None)
+    hint = next((advice for pattern, advice in _HINTS if re.search(pattern, str(error).lower())), None)
     return f"{text}: {hint}" if hint else text
