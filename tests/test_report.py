@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE5, HF_STATIC, PAPER_PROMPT_LENGTHS, Case
+from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5, HF_STATIC, PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.errors import UserError
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
 from hybridgraph.report.claims import (
@@ -99,6 +99,19 @@ def test_emulated_graphs_are_called_emulated(tmp_path: Path, capsys: pytest.Capt
     assert "EMULATED" in told
     assert "emulated" in (tmp_path / "final_report.md").read_text()
     assert json.loads(told.splitlines()[-1])["tables"]["ttft"]["rows"][0]["jit_cuda_ms"] == 20.0
+    assert "| JIT+CUDA (emulated) |" in (tmp_path / "final_report.md").read_text()
+
+
+def test_claims_are_judged_on_protocol_and_warm_means(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0, 50: 20.0})
+    write(tmp_path, CASE2, {10: 3.0, 50: 6.0})
+    write(tmp_path, CASE4, {10: 4.0, 50: 4.0})
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert "| Baseline / hybrid, TTFT | 4.48 × | 1.79 × | protocol 5.00 ×: holds; warm 5.00 ×: holds | not m" in report
+    assert "| CUDA Graph / hybrid, P99 | 1.23 × | 1.21 × | 1.12 ×: does not hold | not measured |" in report
+    assert "| 17 | 9 | 2 of 4: does not hold | not measured |" in report
+    assert "| 8 of 8 | 8 of 8 | 1 of 2: does not hold | not measured |" in report
 
 
 @pytest.mark.parametrize(
@@ -123,6 +136,15 @@ def test_damaged_files(tmp_path: Path, damage: object, complaint: str, capsys: p
     told = capsys.readouterr().err
     assert complaint in told
     assert str(path) in told and told.count("\n") == 1
+
+
+def test_a_length_sweep_is_plotted(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    (tmp_path / "length_sweep").mkdir()
+    write(tmp_path / "length_sweep", CASE4_FUSED, {1: 3.0, 64: 3.0, 2048: 30.0})
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert (tmp_path / "final_growth.png").read_bytes().startswith(b"\x89PNG")
+    assert "final_growth.png" in (tmp_path / "final_report.md").read_text()
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,13 @@ class Results:
     left_out: list[str] = field(default_factory=list)  # a sentence for each file whose rows are of another kind
 
     def cases(self, kind: str) -> list[Case]:
-        """The study's cases, measured or not, and the peers that were measured."""
-        return [*CASES, *(peer for peer in PEERS if peer.name in self.tables[kind])]
+        """The study's cases, measured or not, and the peers that were measured; emulated graphs are in the title."""
+        shown = (*CASES, *(peer for peer in PEERS if peer.name in self.tables[kind]))
+        return [replace(c, title=f"{c.title} (emulated)") if self._emulated(kind, c) else c for c in shown]
+
+    def _emulated(self, kind: str, case: Case) -> bool:
+        rows = self.tables[kind].get(case.name)
+        return rows is not None and bool((rows["graph_backend"] == "emulated").any())
 
     def why_missing(self, case: Case) -> str:
         reasons: dict[str, str] = self.environment.get("not_run", {})
@@ -117,6 +122,6 @@ def _environment(directory: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no environment: it holds a {type(content).__name__}")
+    if not isinstance(content, dict) or not all(isinstance(content.get(k, {}), dict) for k in ("cases", "not_run")):
+        raise UserError(f"{path} is no environment: it needs objects 'cases' and 'not_run'")
     return content

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
+from hybridgraph.cases import CASE4_FUSED
 from hybridgraph.errors import UserError
-from hybridgraph.report.load import Results, load_results
+from hybridgraph.records import TTFT_COLUMNS
+from hybridgraph.report.load import Results, load_results, read_table
 from hybridgraph.report.markdown import provenance, render
 from hybridgraph.report.plots import is_emulated, plot_growth, plot_table
 from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Table, build_table
 
 FILES = {"ttft": "final_ttft_table.csv", "p99": "final_p99_table.csv", "decode": "final_decode_table.csv"}
 REPORT = "final_report.md"
-SWEEP = "length_sweep.csv"
+SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"  # a run of one case over many lengths, in a directory of its own
 
 
 def generate_final_tables(argv: Sequence[str] | None = None) -> int:
@@ -35,15 +35,15 @@ def generate_final_tables(argv: Sequence[str] | None = None) -> int:
             for metric in (TTFT, WARM, P99, DECODE)
             if _has(results, metric.kind)
         }
-        _write(directory, results, tables)
+        try:
+            _write(directory, results, tables)
+        except OSError as error:
+            raise UserError(f"cannot write to {directory}: {error.strerror or error}") from None
         _show(results, tables)
         if arguments.json:
             print(json.dumps(_document(results, tables)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write to {arguments.output_dir}: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -62,7 +62,7 @@ def _write(directory: Path, results: Results, tables: dict[str, Table]) -> None:
             plot_table(table, results, directory / name)
             plots.append(name)
     if (directory / SWEEP).exists():
-        plot_growth(pd.read_csv(directory / SWEEP), directory / "final_growth.png")
+        plot_growth(read_table(directory / SWEEP, TTFT_COLUMNS), directory / "final_growth.png")
         plots.append("final_growth.png")
     (directory / REPORT).write_text(render(results, tables, plots), encoding="utf-8")
 

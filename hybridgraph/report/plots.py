@@ -37,8 +37,9 @@ def plot_table(table: Table, results: Results, path: Path) -> None:
 
 
 def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
-    """Device time and floor over a long range of prompt lengths."""
-    figure, axes = _canvas("TTFT over prompt length: device time and floor", "")
+    """Device time and floor over a long range of prompt lengths: rows of one case."""
+    about = ", ".join(str(sweep[column].iloc[0]) for column in ("model", "dtype", "device", "load_format"))
+    figure, axes = _canvas("Prefill over prompt length: device time and floor", about)
     last = float(sweep["prompt_length"].iloc[-1])
     ends: list[tuple[float, str, Any]] = []
     for column, color, style, label in (

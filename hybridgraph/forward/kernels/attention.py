@@ -137,15 +137,14 @@ def one_row_attend_kernel(
     end = tl.minimum(first + chunk, length)
     cos += at * (DIM // 2)
     sin += at * (DIM // 2)
-    if STORE:
-        if (first <= at) & (at < end):
-            new_key = qkv + (kv_heads * GROUP + head) * DIM
-            one = tl.arange(0, 1)
-            rotated = rotated_rows(new_key, key_norm, cos, sin, one, 1, eps, DIM, BLOCK_DIM, HAS_NORM)
-            tl.store(keys + at * DIM + dims[None, :], rotated.to(keys.dtype.element_ty), inside[None, :])
-            new_value = tl.load(new_key + kv_heads * DIM + dims, inside, other=0.0)
-            tl.store(values + at * DIM + dims, new_value, inside)
-            tl.debug_barrier()  # other threads of this block read what these have stored
+    if STORE and (first <= at) & (at < end):
+        new_key = qkv + (kv_heads * GROUP + head) * DIM
+        one = tl.arange(0, 1)
+        rotated = rotated_rows(new_key, key_norm, cos, sin, one, 1, eps, DIM, BLOCK_DIM, HAS_NORM)
+        tl.store(keys + at * DIM + dims[None, :], rotated.to(keys.dtype.element_ty), inside[None, :])
+        new_value = tl.load(new_key + kv_heads * DIM + dims, inside, other=0.0)
+        tl.store(values + at * DIM + dims, new_value, inside)
+        tl.debug_barrier()  # other threads of this block read what these have stored
     first_query = qkv + head * GROUP * DIM
     q = rotated_rows(first_query, query_norm, cos, sin, group, GROUP, eps, DIM, BLOCK_DIM, HAS_NORM)
     q = q.to(keys.dtype.element_ty)

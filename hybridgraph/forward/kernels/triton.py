@@ -75,7 +75,17 @@ class TritonKernels:
         self._launch(
             rotate_store_kernel,
             (qkv.shape[0], (num_queries + 2 * heads.keys) // together),
-            (qkv, slots.keys, slots.values, slots.cos, slots.sin, query_norm, key_norm, slots.keys.stride(0), heads.eps),
+            (
+                qkv,
+                slots.keys,
+                slots.values,
+                slots.cos,
+                slots.sin,
+                query_norm,
+                key_norm,
+                slots.keys.stride(0),
+                heads.eps,
+            ),
             NUM_QUERIES=num_queries,
             NUM_KEYS=heads.keys,
             HALF=half,
