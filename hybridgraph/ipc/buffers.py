@@ -142,7 +142,7 @@ def _import_cuda(handle: CudaBuffer) -> Tensor:
         handle.event_sync_required,
     )
     empty = torch.empty(0, dtype=_DTYPES[handle.dtype], device=storage.device)
-    return empty.set_(storage, handle.offset, handle.shape)  # type: ignore[call-overload,no-any-return]
+    return empty.set_(storage, handle.offset, handle.shape)  # type: ignore[call-overload]
 
 
 def _uuid(device: int) -> str:

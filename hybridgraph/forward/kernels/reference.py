@@ -86,7 +86,7 @@ class ReferenceKernels:
         return out.reshape(1, heads.query_width)
 
     def _rotated(self, rows: Tensor, norm: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate [n, heads, dim] by its positions; first and second half of ``dim`` are the coordinates of the pairs."""
+        """Rotate [n, heads, dim] by its positions; the halves of ``dim`` hold the coordinates of the pairs."""
         if norm is not None:
             rows = self.norm(rows, norm, eps)
         first, second = rows.float().chunk(2, dim=-1)
