@@ -7,7 +7,7 @@ from dataclasses import replace
 from hybridgraph import environment
 from hybridgraph.cases import CASE1, CASE4, CASE4_FUSED, Case
 from hybridgraph.config import Config, parse_lengths
-from hybridgraph.engine import EngineOptions, HybridEngine, info_of, silent
+from hybridgraph.engine import EngineOptions, HybridEngine, silent
 from hybridgraph.errors import UserError
 from hybridgraph.graphs.pool import Progress
 from hybridgraph.model import LoadedModel, load_model
@@ -36,8 +36,7 @@ def load(config: Config, case: Case, progress: Progress = silent) -> tuple[Loade
     if config.positions > loaded.max_positions:
         raise UserError(f"{config.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
     progress("loading weights", 1, 1)
-    info = info_of(
-        loaded,
+    info = loaded.info(
         device=environment.device_name(device),
         rates=environment.measure_rates(device, loaded.dtype),
         environment=environment.describe(device) | {"case": case.key, "resolved_configuration": resolved.as_json()},

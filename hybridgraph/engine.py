@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
-from hybridgraph.errors import UserError
 from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
 from hybridgraph.graphs.background import BackgroundCapture
@@ -30,8 +29,7 @@ from hybridgraph.graphs.policy import GraphCache, rule_by_name
 from hybridgraph.graphs.pool import GraphPool, Progress
 from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
 from hybridgraph.ops import dynamic_ops
-from hybridgraph.records import GraphPath, Report, Request, SourceInfo
-from hybridgraph.roofline import Rates
+from hybridgraph.records import GraphPath, Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceTimer
 
 
@@ -50,25 +48,6 @@ class EngineOptions:
     max_graphs: int = 50
     async_capture: bool = True
     positions: int = 512
-
-
-def check_request(request: Request, info: SourceInfo) -> None:
-    """Raise UserError for a request that cannot be answered as it stands; nothing is truncated."""
-    num_ids = len(request.prompt_ids)
-    if num_ids == 0:
-        raise UserError("the prompt is empty: at least 1 token id is needed")
-    if request.max_new_tokens < 1:
-        raise UserError(f"max_new_tokens {request.max_new_tokens}: at least 1 is needed")
-    if num_ids + request.max_new_tokens > info.max_seq_len:
-        raise UserError(
-            f"{num_ids} prompt ids and {request.max_new_tokens} new tokens exceed the {info.max_seq_len} positions"
-        )
-    lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
-    if lowest < 0 or highest >= info.vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        raise UserError(f"token id {wrong} is outside the vocabulary of {info.vocab_size}")
-    if not 0.0 <= request.temperature <= 100.0:
-        raise UserError(f"temperature {request.temperature}: from 0 (greedy) to 100")
 
 
 class StaticOperations:
@@ -142,7 +121,7 @@ class HybridEngine:
     ) -> HybridEngine:
         """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
         loaded = load_model(model, load_format=load_format, dtype=dtype, device=torch.device(device), seed=seed)
-        return cls(loaded, EngineOptions(**options), info_of(loaded), progress)
+        return cls(loaded, EngineOptions(**options), loaded.info(), progress)
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
@@ -190,8 +169,6 @@ class HybridEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # With shared buffers the client fills the inputs and samples by itself; the engine only replays.
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """The static buffers a client may be given: ids, last, token, position, logits."""
@@ -320,21 +297,3 @@ def _forward(loaded: LoadedModel, options: EngineOptions) -> Forward:
     if options.graphs == "none":
         return EagerHFForward(loaded.module)
     return StaticHFForward(loaded.module, options.positions)
-
-
-def info_of(
-    loaded: LoadedModel, *, device: str = "", rates: Rates | None = None, environment: dict[str, Any] | None = None
-) -> SourceInfo:
-    """What a loaded model tells about itself, beside what the machine was found to be."""
-    return SourceInfo(
-        model=loaded.name,
-        dtype=loaded.dtype_name,
-        load_format=loaded.load_format,
-        device=device or str(loaded.device),
-        vocab_size=loaded.vocab_size,
-        max_seq_len=loaded.max_positions,
-        special_ids=loaded.special_ids,
-        shape=loaded.shape,
-        rates=rates,
-        environment=environment or {},
-    )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hybridgraph.errors import UserError
-from hybridgraph.roofline import ModelShape
+from hybridgraph.records import SourceInfo
+from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
 
 if TYPE_CHECKING:
@@ -44,9 +45,22 @@ class LoadedModel:
         """The longest sequence the architecture was made for; no limit known counts as a very long one."""
         return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+    def info(
+        self, *, device: str = "", rates: Rates | None = None, environment: dict[str, Any] | None = None
+    ) -> SourceInfo:
+        """What identifies the model, beside what its machine was found to be."""
+        return SourceInfo(
+            model=self.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+            load_format=self.load_format,
+            device=device or str(self.device),
+            vocab_size=self.vocab_size,
+            max_seq_len=self.max_positions,
+            special_ids=self.special_ids,
+            shape=self.shape,
+            rates=rates,
+            environment=environment or {},
+        )
 
 
 def load_model(name: str, *, load_format: str, dtype: str, device: torch.device, seed: int) -> LoadedModel:
@@ -60,7 +74,7 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
         module = _dummy_module(_local_config(name), torch_dtype, device, seed)
     else:
         module = _real_module(name, torch_dtype, device)
-    module.eval().requires_grad_(False)
+    module.train(False).requires_grad_(False)
     return LoadedModel(
         module=module,
         name=name,

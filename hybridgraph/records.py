@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
+from hybridgraph.errors import UserError
 from hybridgraph.roofline import ModelShape, Rates
 
 GraphPath = Literal["exact", "padded", "captured", "eager"]
@@ -57,6 +58,25 @@ class SourceInfo:
     shape: ModelShape | None = None
     rates: Rates | None = None
     environment: dict[str, Any] = field(default_factory=dict)  # JSON values only
+
+
+def check_request(request: Request, info: SourceInfo) -> None:
+    """Raise UserError for a request that cannot be answered as it stands; nothing is truncated."""
+    num_ids = len(request.prompt_ids)
+    if num_ids == 0:
+        raise UserError("the prompt is empty: at least 1 token id is needed")
+    if request.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens {request.max_new_tokens}: at least 1 is needed")
+    if num_ids + request.max_new_tokens > info.max_seq_len:
+        raise UserError(
+            f"{num_ids} prompt ids and {request.max_new_tokens} new tokens exceed the {info.max_seq_len} positions"
+        )
+    lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
+    if lowest < 0 or highest >= info.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise UserError(f"token id {wrong} is outside the vocabulary of {info.vocab_size}")
+    if not 0.0 <= request.temperature <= 100.0:
+        raise UserError(f"temperature {request.temperature}: from 0 (greedy) to 100")
 
 
 class TokenSource(Protocol):

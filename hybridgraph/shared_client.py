@@ -18,12 +18,11 @@ from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.client import SILENCE_S, GeneratorLink, OnProgress, OnQueued, nobody
-from hybridgraph.engine import check_request
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.buffers import SHARED_NAMES, ImportedBuffer
 from hybridgraph.ipc.messages import DecodeStep, Finished, GetStats, Prefill, Ready, Replayed, Share, Shared, Stats
 from hybridgraph.ops import DynamicOps, dynamic_ops
-from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceTimer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, tiny_model
 
-from hybridgraph.engine import EngineOptions, HybridEngine, info_of
+from hybridgraph.engine import EngineOptions, HybridEngine
 from hybridgraph.errors import UserError
 from hybridgraph.graphs.capture import CudaGraphs
 from hybridgraph.model import LoadedModel, load_model
@@ -25,7 +25,7 @@ CASE4 = EngineOptions(ops="torchscript", graphs="padded")
 
 
 def open_engine(loaded: LoadedModel, options: EngineOptions) -> HybridEngine:
-    return HybridEngine(loaded, options, info_of(loaded))
+    return HybridEngine(loaded, options, loaded.info())
 
 
 def greedy(source: HuggingFaceSource | LocalEngineSource, prompt: list[int], new_tokens: int) -> list[int]:
@@ -41,7 +41,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("options", [CASE2, CASE4], ids=["case2", "case4"])
 def test_greedy_equals_generate_at_every_length(loaded: LoadedModel, options: EngineOptions, random_ids: Ids) -> None:
-    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    baseline = HuggingFaceSource(loaded, loaded.info())
     with open_engine(loaded, options) as engine:
         for length in range(1, 131):
             prompt = random_ids(length, 500)
@@ -55,7 +55,7 @@ def test_greedy_equals_generate_at_every_length(loaded: LoadedModel, options: En
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_case3_equals_generate_over_64_tokens(name: str, tmp_path: Path, random_ids: Ids) -> None:
     loaded = tiny_model(name, tmp_path)
-    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    baseline = HuggingFaceSource(loaded, loaded.info())
     source = LocalEngineSource(open_engine(loaded, CASE3))
     for length in (1, 17, 64):
         prompt = random_ids(length, 500)
@@ -69,12 +69,12 @@ def test_architectures_without_rotary_embeddings_run_in_case3(tmp_path: Path, ra
     loaded = load_model(str(tmp_path), load_format="dummy", dtype="float32", device=torch.device("cpu"), seed=1)
     source = LocalEngineSource(open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=256)))
     prompt = random_ids(20, 500)
-    assert greedy(source, prompt, 20) == greedy(HuggingFaceSource(loaded, info_of(loaded)), prompt, 20)
+    assert greedy(source, prompt, 20) == greedy(HuggingFaceSource(loaded, loaded.info()), prompt, 20)
 
 
 def test_real_model_answers_as_generate_does(smollm2: str) -> None:
     loaded = load_model(smollm2, load_format="auto", dtype="float32", device=torch.device("cpu"), seed=0)
-    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    baseline = HuggingFaceSource(loaded, loaded.info())
     case3 = open_engine(loaded, CASE3)
     case2 = open_engine(loaded, EngineOptions(ops="native", graphs="exact", precapture=(5,), async_capture=False))
     case4 = open_engine(loaded, EngineOptions(ops="torchscript", precapture=(8, 16), async_capture=False))
@@ -180,7 +180,7 @@ def test_capture_out_of_memory_evicts_retries_and_serves(
 
 def test_lengths_beyond_the_largest_graph_roll_through_the_pool(loaded: LoadedModel, random_ids: Ids) -> None:
     options = EngineOptions(ops="native", precapture=(10, 20), max_graphs=3, positions=256, async_capture=False)
-    baseline = HuggingFaceSource(loaded, info_of(loaded))
+    baseline = HuggingFaceSource(loaded, loaded.info())
     with open_engine(loaded, options) as engine:
         for length in (200, 150, 250, 200, 100):
             prompt = random_ids(length, 500)

@@ -9,9 +9,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from hybridgraph.engine import check_request
 from hybridgraph.model import LoadedModel
-from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceTimer
 
 
