@@ -26,10 +26,10 @@ from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
 from hybridgraph.graphs.background import BackgroundCapture
 from hybridgraph.graphs.capture import CapturedGraph, Stopwatch, backend_for
 from hybridgraph.graphs.policy import GraphCache, rule_by_name
-from hybridgraph.graphs.pool import GraphPool, Progress
+from hybridgraph.graphs.pool import GraphPool, Plan, Progress
 from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
 from hybridgraph.ops import dynamic_ops
-from hybridgraph.records import GraphPath, Report, Request, SourceInfo, check_request
+from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceTimer
 
 
@@ -140,7 +140,9 @@ class HybridEngine:
         """Stream the ids of a checked request; closing the iterator cancels it. ``report`` is set at its end."""
         with self.hold():
             self._timer.start()
-            path = self._launch_prefill(request)
+            staged = self._buffers.stage(request)  # first: the copy is on its way while the rest is decided
+            plan = self._plan(len(request.prompt_ids))
+            self._launch_prefill(request, staged, plan)
             launched = 1
             try:
                 for step in range(request.max_new_tokens):
@@ -151,7 +153,8 @@ class HybridEngine:
                     yield self._buffers.token_at(step)
             finally:
                 self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
-                self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=path)
+                self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
+                self._served(len(request.prompt_ids), plan)
 
     def stats(self) -> dict[str, Any]:
         """Counters and costs so far, as JSON values."""
@@ -182,11 +185,12 @@ class HybridEngine:
         """
         with self._lock():
             self._timer.start()
-            key, path = self._prepare(length)
+            plan = self._plan(length)
             self._buffers.last.fill_(length - 1)  # a capture, here or in the background, parks it
-            self._run_prefill(key)
+            plan.run()
             self._timer.stop()
-            return Report(device_ms=self._timer.elapsed_ms(), graph_path=path)
+            self._served(length, plan)
+            return Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
 
     def replay_decode(self) -> None:
         """Run the token that already lies in ``token`` at ``position``; logits are in place when this returns."""
@@ -230,14 +234,14 @@ class HybridEngine:
             self._ops.sample(buffers.logits, buffers.draws[0])
             self._ops.greedy(buffers.logits)
 
-    def _prepare(self, length: int) -> tuple[int, GraphPath]:
-        return self._pool.prepare(length) if self._pool else (length, "eager")
+    def _plan(self, length: int) -> Plan:
+        return (
+            self._pool.plan(length) if self._pool else Plan(length, "eager", lambda: self._static.run_prefill(length))
+        )
 
-    def _run_prefill(self, key: int) -> None:
+    def _served(self, length: int, plan: Plan) -> None:
         if self._pool:
-            self._pool.replay_prefill(key)
-        else:
-            self._static.run_prefill(key)
+            self._pool.served(length, plan)
 
     def _run_decode(self) -> None:
         if self._pool:
@@ -245,17 +249,14 @@ class HybridEngine:
         else:
             self._static.run_decode()
 
-    def _launch_prefill(self, request: Request) -> GraphPath:
-        buffers, num_ids = self._buffers, len(request.prompt_ids)
-        staged = buffers.stage(request)
-        key, path = self._prepare(num_ids)
-        self._ops.preprocess(staged, buffers.ids[:key], buffers.last)
-        self._run_prefill(key)
+    def _launch_prefill(self, request: Request, staged: Tensor, plan: Plan) -> None:
+        buffers = self._buffers
+        self._ops.preprocess(staged, buffers.ids[: plan.key], buffers.last)
+        plan.run()
         self._sample(request, 0)
         self._timer.stop()
         if request.max_new_tokens > 1:
             torch.add(buffers.last, 1, out=buffers.position)
-        return path
 
     def _launch_decode(self, request: Request, step: int) -> None:
         self._run_decode()

@@ -60,6 +60,8 @@ class PaddedRule:
     name = "padded"
 
     def choose(self, length: int, captured: Collection[int]) -> int | None:
+        if length in captured:
+            return length
         longest = 2 * length if length <= FLAT_LENGTH else int(length * (1 + MAX_WASTE))
         return min((key for key in captured if length <= key <= longest), default=None)
 

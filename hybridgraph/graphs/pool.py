@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Protocol
 
@@ -35,6 +35,15 @@ class Capturable(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How one prompt runs: at which captured length, counted as what, by calling what."""
+
+    key: int
+    path: GraphPath
+    run: Callable[[], None]
+
+
 class GraphPool:
     """Prefill graphs under a budget and one decode graph. ``lock`` is held by whoever replays, or changes the pool."""
 
@@ -57,22 +66,18 @@ class GraphPool:
             self._add(length)
             progress("capturing graphs", number + 1, len(wanted) + 1)
 
-    def prepare(self, length: int) -> tuple[int, GraphPath]:
-        """The captured length that a prompt of ``length`` will run at, captured now if it has to be; lock held."""
+    def plan(self, length: int) -> Plan:
+        """How a prompt of ``length`` will run; its graph is captured now if it has to be. Lock held until it ran."""
         if (found := self.cache.look_up(length)) is not None:
-            key = found[0]
-            path: GraphPath = "exact" if key == length else "padded"
-        else:
-            key, path = length, "captured" if self._capture_or_make_room(length) else "eager"
-        self.cache.served(length, key, path)
-        return key, path
+            key, graph = found
+            return Plan(key, "exact" if key == length else "padded", graph.replay)
+        if self._capture_or_make_room(length) and (found := self.cache.look_up(length)) is not None:
+            return Plan(length, "captured", found[1].replay)
+        return Plan(length, "eager", lambda: self._static.run_prefill(length))
 
-    def replay_prefill(self, key: int) -> None:
-        found = self.cache.look_up(key)
-        if found is not None and found[0] == key:
-            found[1].replay()
-        else:
-            self._static.run_prefill(key)
+    def served(self, length: int, plan: Plan) -> None:
+        """Count an answer, once it is out: what follows from it is nothing its client should wait for."""
+        self.cache.served(length, plan.key, plan.path)
 
     def replay_decode(self) -> None:
         if self._decode is not None:

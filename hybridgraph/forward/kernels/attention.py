@@ -20,6 +20,7 @@ def attend_block(
         inside = inside & (cols < length)[:, None]
     at = cols[:, None] * DIM + dims[None, :]
     k = tl.load(keys + at, inside, other=0.0)
+    v = tl.load(values + at, inside, other=0.0)
     scores = tl.dot(q, k.T) * scale
     if MASKED:
         scores = tl.where(cols[None, :] <= rows[:, None], scores, float("-inf"))
@@ -27,12 +28,11 @@ def attend_block(
     p = tl.exp2(scores - new_max[:, None])
     shrink = tl.exp2(scores_max - new_max)
     total = total * shrink + tl.sum(p, 1)
-    v = tl.load(values + at, inside, other=0.0)
     mixed = tl.dot(p.to(v.dtype), v, mixed * shrink[:, None])
     return new_max, total, mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])  # one binary for every length
 def attend_kernel(
     queries,  # [length, query_stride]: rotated
     keys,  # [kv_heads, positions, DIM]

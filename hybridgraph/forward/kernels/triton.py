@@ -22,6 +22,8 @@ from hybridgraph.forward.kernels.rowwise import embed_norm_kernel, norm_kernel, 
 LOG2_E = math.log2(math.e)
 # Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
 ATTENTION_PROGRAMS = 256
+ROTATE_BLOCK = (8, 4)  # heads of a program at most, warps
+SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 
 
 class TritonKernels:
@@ -69,7 +71,8 @@ class TritonKernels:
             torch.addmm(hidden, rows, weight.T, out=hidden)
 
     def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
-        together = math.gcd(math.gcd(num_queries, heads.keys), 8)
+        most, warps = ROTATE_BLOCK
+        together = math.gcd(math.gcd(num_queries, heads.keys), most)
         half = heads.dim // 2
         query_norm, key_norm = _norms(norms, slots)
         self._launch(
@@ -92,7 +95,7 @@ class TritonKernels:
             BLOCK_HALF=triton.next_power_of_2(half),
             BLOCK_HEADS=together,
             HAS_NORM=norms.key is not None,
-            num_warps=4 if together == 8 else 1,
+            num_warps=warps if together == most else 1,
         )
 
     def attend(self, queries: Tensor, heads: Heads, slots: Slots) -> Tensor:
@@ -120,8 +123,9 @@ class TritonKernels:
     def swiglu(self, gate_up: Tensor) -> Tensor:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, width)
-        grid = (rows, triton.cdiv(width, 1024))
-        self._launch(swiglu_kernel, grid, (gate_up, out), WIDTH=width, BLOCK=1024, num_warps=4)
+        block, warps = SWIGLU_BLOCK
+        grid = (rows, triton.cdiv(width, block))
+        self._launch(swiglu_kernel, grid, (gate_up, out), WIDTH=width, BLOCK=block, num_warps=warps)
         return out
 
     def one_row_linear(
@@ -178,8 +182,8 @@ class TritonKernels:
         add: bool = False,
     ) -> None:
         width = weight.shape[1]
-        block_n, block_k, warps = gemv_blocks(width, swiglu)
         num_rows = out.shape[1]
+        block_n, block_k, warps = gemv_blocks(num_rows, width, swiglu=swiglu)
         self._launch(
             gemv_kernel,
             (triton.cdiv(num_rows, block_n),),
@@ -202,12 +206,18 @@ class TritonKernels:
 
 def attend_blocks(length: int) -> tuple[int, int, int, int]:
     """(queries of a program, keys of a step, warps, pipeline stages) of prefill attention."""
-    return (64, 64, 4, 2) if length > 16 else (16, 64, 4, 2)
+    return (64, 64, 4, 3 if length > 192 else 2) if length > 16 else (16, 64, 4, 2)
 
 
-def gemv_blocks(width: int, swiglu: bool) -> tuple[int, int, int]:
+def gemv_blocks(width: int, num_rows: int, swiglu: bool) -> tuple[int, int, int]:
     """(rows of a program, columns of a step, warps) of the one-row product."""
-    return (2 if swiglu else 4, min(1024, max(16, triton.next_power_of_2(width))), 4)
+    if swiglu:
+        rows, columns, warps = 1, 1024, 4
+    elif width > 8192:
+        rows, columns, warps = 4, 1024, 4
+    else:
+        rows, columns, warps = (2, 2048, 4) if num_rows <= 4096 else (4, 2048, 8)
+    return rows, min(columns, max(16, triton.next_power_of_2(width))), warps
 
 
 def _row_warps(width: int) -> int:
