@@ -170,6 +170,9 @@ class CudaGraphs:
                 run()
             except BaseException:
                 _abandon(graph)
+                # The allocator takes the broken capture's pool for one still in use, and its stream stays invalid.
+                self._pool = torch.cuda.graph_pool_handle()
+                self._capture_stream = torch.cuda.Stream(self._device)
                 raise
             graph.capture_end()
         graph.instantiate()
