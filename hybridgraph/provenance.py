@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 
 @cache
 def project_commit() -> str:
-    """The checkout's commit, ``-dirty`` behind it where tracked files had changes; empty outside a checkout."""
+    """The checkout's commit, ``-dirty`` behind it where tracked files had changes.
+
+    Outside a checkout: what ``HYBRIDGRAPH_COMMIT`` says, which whoever exported the tree may set; otherwise empty.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -21,6 +25,6 @@ def project_commit() -> str:
 
     commit = git("rev-parse", "--short=12", "HEAD")
     if not commit:
-        return ""
+        return os.environ.get("HYBRIDGRAPH_COMMIT", "")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!output")
     return commit + ("-dirty" if changed else "")
