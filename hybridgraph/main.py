@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,10 +218,8 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        try:
+        with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
             record_not_run(config.output_path, case.name, str(error))
-        except UserError as unwritable:
-            say(f"error: {unwritable}")
         raise
 
 

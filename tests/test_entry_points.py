@@ -1,0 +1,167 @@
+"""The entry points as a user meets them: real processes on the CPU, their mistakes, and Ctrl-C in the middle."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith("HYBRIDGRAPH_")} | {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "HYBRIDGRAPH_PYTHON": sys.executable,
+}
+TINY = ("--device", "cpu", "--prompt-lengths", "10,20", "--ttft-iterations", "2", "--p99-iterations", "3")
+CASE_NAMES = ("case1_baseline", "case2_async_cuda", "case3_jit_only", "case4_jit_cuda", "case4_jit_cuda_fused")
+
+
+def start(*arguments: str, timeout_s: float = 60.0) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=timeout_s)
+
+
+def error_of(run: "subprocess.CompletedProcess[str]") -> str:
+    """The one error line of a run that failed for a user's mistake."""
+    assert run.returncode == 2, run.stderr
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert run.stderr.endswith(line + "\n"), "it is the last thing that is said"
+    return line
+
+
+def samples(output: Path, case: str = "case1_baseline") -> list[dict[str, object]]:
+    lines = (output / f"{case}_samples.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def lengths_in(path: Path) -> list[int]:
+    with path.open() as file:
+        return [int(row["prompt_length"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "said"),
+    [
+        ("case1_baseline.py", "--bogus", "--bogus"),
+        ("case3_jit_only.py", "--dtype int4", "'int4'"),
+        ("case1_baseline.py", "--prompt-lengths 0", "start at 1"),
+        ("case1_baseline.py", "--prompt-lengths -5", "'-5'"),
+        ("case1_baseline.py", "--prompt-lengths 600 --max-seq-len 512", "--max-seq-len 512"),
+        ("case1_baseline.py", "--p99-iterations 99999999", "99999999"),
+        ("case2_async_cuda_client.py", "", "python case2_async_cuda_generator.py --socket"),
+        ("case4_jit_cuda_client.py", "--socket NOWHERE", "python case4_jit_cuda_generator.py --socket"),
+        ("case4_jit_cuda_generator.py", "--max-graphs 0", "--max-graphs 0"),
+        ("cuda_only_rolling_server.py", "--precapture 9-3", "9-3"),
+        ("graph_generator_rolling_cuda.py", "--device tpu", "tpu"),
+        ("generate_final_tables.py", "--output-dir NOWHERE", "holds no result files"),
+    ],
+)
+def test_a_mistake_is_one_line_before_torch_is_loaded(script: str, flags: str, said: str, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    arguments = [nowhere if flag == "NOWHERE" else flag for flag in flags.split()]
+    where = [] if script == "generate_final_tables.py" else ["--output-dir", str(tmp_path / "output")]
+    assert said in error_of(start(script, *arguments, *where))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model no/such-model", "unknown model 'no/such-model'"),
+        ("--model BROKEN", "config.json is no JSON"),
+        ("--prompt-lengths 100000", "exceed"),
+        ("--device cuda", "no usable NVIDIA GPU"),
+    ],
+)
+def test_a_mistake_that_needs_the_model_or_the_device(flags: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{oops")
+    arguments = [str(tmp_path) if flag == "BROKEN" else flag for flag in flags.split()]
+    output = tmp_path / "output"
+    assert said in error_of(start("case1_baseline.py", *arguments, "--output-dir", str(output)))
+    reasons = json.loads((output / "environment.json").read_text())["not_run"]
+    assert said in reasons["case1_baseline"], "the tables can say why the column is empty"
+
+
+def test_an_output_directory_under_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = start("case1_baseline.py", *TINY, "--output-dir", str(tmp_path / "file" / "output"))
+    assert str(tmp_path / "file" / "output") in error_of(run)
+
+
+def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    flags = ("--device", "cpu", "--prompt-lengths", "10,20,30", "--ttft-iterations", "2", "--p99-iterations", "20")
+    command = [sys.executable, "case1_baseline.py", *flags, "--output-dir", str(output)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRON, stderr=subprocess.PIPE, text=True)
+    wait_for_row(output / "case1_baseline_p99.csv", process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, said
+    assert "--resume" in said.splitlines()[-1] and "Traceback" not in said
+    kept = samples(output)
+    assert lengths_in(output / "case1_baseline_ttft.csv") == [10, 20, 30]
+    assert len(kept) < 3 * 22, "it was interrupted before its end"
+
+    resumed = start("case1_baseline.py", *flags, "--output-dir", str(output), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert samples(output)[: len(kept)] == kept, "what was measured stays as it was"
+    assert len(samples(output)) == 3 * 22
+    assert lengths_in(output / "case1_baseline_p99.csv") == [10, 20, 30]
+    first = (output / "case1_baseline_samples.jsonl").read_text()
+
+    second = start("case1_baseline.py", *TINY, "--output-dir", str(output))
+    assert second.returncode == 0, second.stderr
+    (aside,) = (output / "previous").glob("*/case1_baseline_samples.jsonl")
+    assert aside.read_text() == first
+    assert len({sample["run_id"] for sample in samples(output)}) == 1
+    assert lengths_in(output / "case1_baseline_p99.csv") == [10, 20]
+
+
+def test_ctrl_c_of_a_pair_leaves_no_generator(tmp_path: Path) -> None:
+    flags = ("--device", "cpu", "--prompt-lengths", "10,20", "--p99-iterations", "100000", "--precapture", "10,20")
+    command = [str(ROOT / "run_case4_benchmark.sh"), *flags, "--output-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRON, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_row(tmp_path / "case4_jit_cuda_ttft.csv", process)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # the session's process group is empty
+
+
+def test_the_complete_run_ends_with_tables(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    command = [str(ROOT / "run_complete_benchmark.sh"), *TINY, "--decode-tokens", "4", "--precapture", "10,20"]
+    run = subprocess.run(
+        [*command, "--output-dir", str(output), "--json"],
+        cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    for name in CASE_NAMES:
+        assert lengths_in(output / f"{name}_ttft.csv") == [10, 20]
+        assert lengths_in(output / f"{name}_p99.csv") == [10, 20]
+        assert lengths_in(output / f"{name}_decode.csv") == [10, 20]
+    with (output / "final_ttft_table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt_length"] for row in rows] == ["10", "20", "AVERAGE"]
+    assert all(row["winner"] for row in rows[:2])
+    assert {row["tensorrt_ms"] for row in rows} == {""}
+    assert "not asked for: add --with-tensorrt-llm" in (output / "final_report.md").read_text()
+    assert "tables" in json.loads(run.stdout.splitlines()[-1])
+
+
+def wait_for_row(path: Path, process: "subprocess.Popen[str]", timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
