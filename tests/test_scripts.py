@@ -209,7 +209,9 @@ def test_tensorrt_llm_that_cannot_be_set_up_is_a_failed_case_with_its_reason(pro
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_everything_that_was_started(project: Path, tmp_path: Path, number: int, code: int) -> None:
-    sleeper = f"""{sys.executable} -c 'import time; time.sleep(60)' & printf '%s %s' $$ $! > {tmp_path}/pids.new
+    # Without its own trap, bash forgets an interrupt that a foreground mv outlives.
+    sleeper = f"""trap 'exit 130' INT
+    {sys.executable} -c 'import time; time.sleep(60)' & printf '%s %s' $$ $! > {tmp_path}/pids.new
     mv {tmp_path}/pids.new {tmp_path}/pids; wait"""
     env = environ(HYBRIDGRAPH_PYTHON=recording_python(tmp_path, sleeper))
     command = [str(project / "run_complete_benchmark.sh")]

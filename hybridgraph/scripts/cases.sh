@@ -2,7 +2,6 @@
 # Cases one after the other, each a process group of its own, so that one signal ends what it started. Sourced, never run.
 
 failed=()
-step=""
 
 # take_flag FLAG "$@": FLAGS is the rest of the command line; TAKEN says whether FLAG was in it.
 take_flag() {
@@ -18,16 +17,14 @@ take_flag() {
 run_step() {
     set -m # a process group of its own
     "$PYTHON" "$@" </dev/null &
-    step=$!
     set +m
-    wait "$step"
-    local code=$?
-    step=""
-    return "$code"
+    wait "$!"
 }
 
 # stop_case CODE: interrupt the step in flight, wait until it has stopped what it started, exit. A second signal kills it.
 stop_case() {
+    local step # asked of the shell: a variable could lag behind the fork by one signal
+    step=$(jobs -pr)
     trap '[ -z "$step" ] || kill -KILL -- "-$step" 2>/dev/null' INT TERM HUP
     say "interrupted: what was measured is kept; --resume goes on from there"
     if [ -n "$step" ]; then
