@@ -137,7 +137,7 @@ class Server:
         self._engine: Engine | None = None
         self._line = Line(lambda job, ahead: self._hub.send(job.connection, job.queued(ahead)))
         self._lease: Lease | None = None
-        self._state: Progress | Ready = Progress(stage="starting", done=0, total=0)
+        self._state: Progress | Ready | Failed = Progress(stage="starting", done=0, total=0)
         self._counts = Counter(clients=0, done=0, failed=0, cancelled=0)
 
     def show_progress(self, stage: str, done: int, total: int, detail: str = "") -> None:
@@ -168,8 +168,10 @@ class Server:
         """Tell every waiting request, then every client, why there will be no answer."""
         for job in self._line.clear():
             self._fail(job, kind, error)
-        self._hub.broadcast(Failed(request=None, kind=kind, error=error))
-        self._hub.poll(0.0)
+        self._state = Failed(request=None, kind=kind, error=error)
+        self._hub.broadcast(self._state)
+        for _ in range(2):  # lets in who stands at the door, then reads their Hello and tells them too
+            self._hub.poll(0.0)
 
     def close(self) -> None:
         self._hub.close()

@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 
 if not torch.cuda.is_available():
     torch.set_num_threads(1)
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported for the first time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ from toy_generator import BREAKS, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, toy_an
 
 from hybridgraph.client import GeneratorClient, RequestFailed
 from hybridgraph.errors import UserError
-from hybridgraph.ipc.address import fresh_socket_path
+from hybridgraph.ipc.address import fresh_socket_path, listen
 from hybridgraph.ipc.channel import ClientChannel, GeneratorGone
 from hybridgraph.ipc.messages import (
     HELLO,
@@ -42,6 +42,7 @@ from hybridgraph.ipc.messages import (
     encode,
 )
 from hybridgraph.records import Request
+from hybridgraph.server import Engine, ProgressCallback, serve
 
 SCRIPT = "case4_jit_cuda_generator.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -420,6 +421,7 @@ def test_every_client_says_within_a_second_that_a_killed_generator_is_gone() -> 
             ask(idle, [1])
         assert time.monotonic() - killed_s < 1.0
         assert [str(e) for e in errors] == [str(failure.value)] == [f"the generator at {generator.path} is gone"]
+        generator.process.wait(5)
         with pytest.raises(UserError, match=f"start a generator with: python {SCRIPT} --socket "):
             GeneratorClient.connect(generator.path, script=SCRIPT)
 
@@ -489,6 +491,23 @@ def test_a_failed_start_reaches_the_client_and_the_exit_code() -> None:
             GeneratorClient.connect(generator.path, script=SCRIPT, silence_s=5.0)
         _, log = generator.process.communicate(timeout=5)
         assert (generator.process.returncode, log) == (1, "error: unknown model 'x'\n")
+
+
+def test_a_client_at_the_door_is_told_why_the_generator_ends(tmp_path: Path) -> None:
+    """It connected and said Hello after the last time the generator looked."""
+    with listen(tmp_path / "socket") as listener:
+        channels: list[ClientChannel] = []
+
+        def open_engine(_: ProgressCallback) -> Engine:
+            channels.append(ClientChannel.connect(listener.path, silence_s=5.0))
+            channels[0].send(HELLO)
+            raise UserError("unknown model 'x'")
+
+        with pytest.raises(UserError, match=r"^unknown model 'x'$"):
+            serve(listener, open_engine, log=lambda _: None)
+    with closing(channels[0]) as channel:
+        error = "the generator could not start: unknown model 'x'"
+        assert channel.receive() == Failed(request=None, kind="engine", error=error)
 
 
 # --- the address --------------------------------------------------------------------------------

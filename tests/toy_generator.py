@@ -85,6 +85,7 @@ def main() -> int:
         end = time.monotonic() + options.start_s
         while time.monotonic() < end:
             progress("capturing graphs", 1, 3)
+            time.sleep(0.01)
         if options.fail_start:
             raise UserError(options.fail_start)
         return ToyEngine()

@@ -1,7 +1,7 @@
 """The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's products of many rows.
 
-Block shapes are fixed, chosen by measurement on one H200 (docs/FUSED.md): nothing is tuned at run time,
-so nothing can be tuned inside a capture.
+Block shapes are fixed, chosen by measurement on one H200 (README, The fused forward): nothing is tuned at
+run time, so nothing can be tuned inside a capture.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class TritonKernels:
     ) -> None:
         width = weight.shape[1]
         num_rows = out.shape[1]
-        block_n, block_k, warps = gemv_blocks(num_rows, width, swiglu=swiglu)
+        block_n, block_k, warps = gemv_blocks(num_rows=num_rows, width=width, swiglu=swiglu)
         self._launch(
             gemv_kernel,
             (triton.cdiv(num_rows, block_n),),
@@ -209,8 +209,8 @@ def attend_blocks(length: int) -> tuple[int, int, int, int]:
     return (64, 64, 4, 3 if length > 192 else 2) if length > 16 else (16, 64, 4, 2)
 
 
-def gemv_blocks(width: int, num_rows: int, swiglu: bool) -> tuple[int, int, int]:
-    """(rows of a program, columns of a step, warps) of the one-row product."""
+def gemv_blocks(*, num_rows: int, width: int, swiglu: bool) -> tuple[int, int, int]:
+    """(rows of a program, columns of a step, warps) of one row times a matrix [num_rows, width]."""
     if swiglu:
         rows, columns, warps = 1, 1024, 4
     elif width > 8192:

@@ -1,0 +1,187 @@
+"""The Triton kernels against plain PyTorch in float32: compiled on a GPU, elsewhere in Triton's interpreter."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import randint
+from typing import Any
+
+import pytest
+import torch
+from architectures import tiny_model
+from torch import Tensor
+
+from hybridgraph.forward.fused import FusedForward
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
+from hybridgraph.forward.kernels.reference import ReferenceKernels
+
+pytest.importorskip("triton", reason="Triton is made for Linux only")
+
+from hybridgraph.forward.kernels.triton import TritonKernels, gemv_blocks
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+POSITIONS = 160
+EPS = 1e-5
+LENGTHS = [1, 16, 17, 65, 130]
+
+# (query heads, key heads, head size, norms of heads): one of each kind that the kernels have code for.
+HEADS = [(4, 4, 16, False), (4, 2, 32, False), (6, 3, 12, True), (8, 1, 16, True)]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention with random slots; what lies behind ``length`` is poisoned for Triton."""
+
+    heads: Heads
+    norms: HeadNorms
+    triton: Slots
+    plain: Slots
+    length: int
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE).half()
+
+
+def wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """Within float16's own rounding, measured as a whole: a lost row or column is far outside."""
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    assert error <= 2e-3, f"relative error {float(error):.2e}"
+
+
+def same(name: str, *values: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    """What kernel ``name`` answers in Triton, and in plain PyTorch from the same numbers in float32."""
+    plain = getattr(ReferenceKernels(), name)(*map(wide, values), **{key: wide(value) for key, value in named.items()})
+    return getattr(TritonKernels(), name)(*values, **named), plain
+
+
+@pytest.fixture(params=HEADS, ids=lambda heads: "-".join(map(str, heads)))
+def attention(request: pytest.FixtureRequest) -> Attention:
+    queries, keys, dim, has_norms = request.param
+    heads = Heads(queries=queries, keys=keys, dim=dim, scale=dim**-0.5, eps=EPS)
+    weights = [1 + rows(dim) / 4 for _ in range(2)]
+    angles = torch.rand(POSITIONS, dim // 2, device=DEVICE) * 6
+    length = randint(1, POSITIONS - 1)
+    keys_values = [rows(keys, POSITIONS, dim) for _ in range(2)]
+    poisoned = [slots.clone() for slots in keys_values]
+    for slots in poisoned:
+        slots[:, length:] = torch.nan
+    turn = (angles.cos(), angles.sin())
+    return Attention(
+        heads,
+        HeadNorms(*weights) if has_norms else HeadNorms(),
+        Slots(*poisoned, *turn),
+        Slots(*map(wide, keys_values), *turn),
+        length,
+    )
+
+
+def plain_norms(norms: HeadNorms) -> HeadNorms:
+    return HeadNorms(wide(norms.query), wide(norms.key))
+
+
+@pytest.mark.parametrize("width", [48, 64, 1000, 2048])
+def test_norms(width: int) -> None:
+    hidden, weight = rows(randint(1, 20), width) * 3, rows(width)
+    assert_close(*same("norm", hidden, weight, EPS))
+    ids = torch.randint(50, (randint(1, 20),), device=DEVICE)
+    (copied, normed), (plain_copied, plain_normed) = same("embed_norm", ids, rows(50, width), weight, EPS)
+    assert torch.equal(copied.float(), plain_copied)
+    assert_close(normed, plain_normed)
+
+
+@pytest.mark.parametrize("width", [40, 1024, 1100])
+def test_swiglu(width: int) -> None:
+    assert_close(*same("swiglu", rows(randint(1, 20), 2 * width) * 3))
+
+
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 48), (30, 1000), (30, 2100), (70, 8200)])
+def test_one_row_products(num_rows: int, width: int) -> None:
+    row, norm, weight = rows(1, width), rows(width), rows(num_rows, width) / width**0.5
+    assert_close(*same("one_row_linear", row, norm, EPS, weight, None))
+    assert_close(*same("one_row_linear", row, norm, EPS, weight, rows(num_rows)))
+    hidden = rows(1, num_rows)
+    expected = hidden.float() + row.float() @ weight.float().T
+    TritonKernels().linear_add(hidden, row, weight)
+    assert_close(hidden, expected)
+
+
+@pytest.mark.parametrize(("num_rows", "width"), [(7, 48), (160, 1000), (33, 2048)])
+def test_one_row_swiglu(num_rows: int, width: int) -> None:
+    gate_up = rows(2 * num_rows, width) / width**0.5 * 2
+    assert_close(*same("one_row_swiglu", rows(1, width), rows(width), EPS, gate_up))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_prompt_attention(attention: Attention, length: int) -> None:
+    heads, norms = attention.heads, attention.norms
+    qkv = rows(length, heads.query_width + 2 * heads.key_width)
+    plain_qkv = qkv.float()
+    for slots in (attention.triton.keys, attention.triton.values):
+        slots.fill_(torch.nan)
+    TritonKernels().rotate_store(qkv, heads.queries, heads, norms, attention.triton)
+    ReferenceKernels().rotate_store(plain_qkv, heads.queries, heads, plain_norms(norms), attention.plain)
+    assert_close(qkv[:, : heads.query_width], plain_qkv[:, : heads.query_width])
+    assert_close(attention.triton.keys[:, :length], attention.plain.keys[:, :length])
+    assert_close(attention.triton.values[:, :length], attention.plain.values[:, :length])
+    assert attention.triton.keys[:, length:].isnan().all(), "nothing is written behind the prompt"
+    assert_close(
+        TritonKernels().attend(qkv, heads, attention.triton),
+        ReferenceKernels().attend(plain_qkv, heads, attention.plain),
+    )
+
+
+def test_keys_and_values_alone_are_stored(attention: Attention) -> None:
+    heads, norms = attention.heads, attention.norms
+    kv = rows(attention.length, 2 * heads.key_width)
+    TritonKernels().rotate_store(kv, 0, heads, norms, attention.triton)
+    ReferenceKernels().rotate_store(kv.float(), 0, heads, plain_norms(norms), attention.plain)
+    for stored, plain in (
+        (attention.triton.keys, attention.plain.keys),
+        (attention.triton.values, attention.plain.values),
+    ):
+        assert_close(stored[:, : attention.length], plain[:, : attention.length])
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_one_row_attention(attention: Attention, store: bool) -> None:
+    heads, norms = attention.heads, attention.norms
+    row = rows(1, heads.query_width + (2 * heads.key_width if store else 0))
+    position = torch.tensor([attention.length if store else attention.length - 1], device=DEVICE)
+    actual = TritonKernels().one_row_attend(row, position, heads, norms, attention.triton, store=store)
+    expected = ReferenceKernels().one_row_attend(
+        row.float(), position, heads, plain_norms(norms), attention.plain, store=store
+    )
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "qwen3"])  # grouped heads, biases, head norms
+@torch.inference_mode()
+def test_the_whole_forward(name: str, tmp_path: Path) -> None:
+    """Prefill, padded, and then one token: the logits of plain kernels on the same half-precision weights."""
+    model = tiny_model(name, tmp_path, device=str(DEVICE), dtype="float16").module
+    length = randint(1, 40)
+    ids = torch.randint(500, (length + 5,), device=DEVICE)
+    last = torch.tensor([length - 1], device=DEVICE)
+    answers = []
+    for kernels in (TritonKernels(), ReferenceKernels()):
+        forward = FusedForward(model, kernels)
+        cache, logits = forward.allocate_cache(64), torch.empty(500, dtype=torch.float16, device=DEVICE)
+        forward.prefill(ids, last, cache, logits)
+        answers.append([logits.clone()])
+        forward.decode(ids[-1:], last + 1, cache, logits)
+        answers[-1].append(logits)
+    for actual, expected in zip(*answers, strict=True):
+        error = (actual.double() - expected.double()).norm() / expected.double().norm()
+        assert error <= 1e-2, f"relative error {float(error):.2e}"
+
+
+def test_one_row_blocks_are_those_that_were_measured_best_for_each_matrix_of_llama_2_7b() -> None:
+    assert gemv_blocks(num_rows=12288, width=4096, swiglu=False) == (4, 2048, 8)  # query, key and value
+    assert gemv_blocks(num_rows=4096, width=4096, swiglu=False) == (2, 2048, 4)  # attention's output
+    assert gemv_blocks(num_rows=11008, width=4096, swiglu=True) == (1, 1024, 4)  # gate and up
+    assert gemv_blocks(num_rows=4096, width=11008, swiglu=False) == (4, 1024, 4)  # down
+    assert gemv_blocks(num_rows=32000, width=4096, swiglu=False) == (4, 2048, 8)  # the output projection
