@@ -19,9 +19,9 @@ pytest.importorskip("triton", reason="Triton is made for Linux only")
 from hybridgraph.forward.kernels.triton import TritonKernels, gemv_blocks
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-POSITIONS = 160
+POSITIONS = 100
 EPS = 1e-5
-LENGTHS = [1, 16, 17, 65, 130]
+LENGTHS = [1, 16, 17, 70]  # around the blocks of attention: 16 queries, then 64
 
 # (query heads, key heads, head size, norms of heads): one of each kind that the kernels have code for.
 HEADS = [(4, 4, 16, False), (4, 2, 32, False), (6, 3, 12, True), (8, 1, 16, True)]
@@ -77,6 +77,12 @@ def attention(request: pytest.FixtureRequest) -> Attention:
         Slots(*map(wide, keys_values), *turn),
         length,
     )
+
+
+@pytest.fixture(autouse=True)
+def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE.type == "cpu":  # where programs run one after the other
+        monkeypatch.setattr("hybridgraph.forward.kernels.triton.ATTENTION_PROGRAMS", 16)
 
 
 def plain_norms(norms: HeadNorms) -> HeadNorms:
@@ -163,7 +169,7 @@ def test_one_row_attention(attention: Attention, store: bool) -> None:
 def test_the_whole_forward(name: str, tmp_path: Path) -> None:
     """Prefill, padded, and then one token: the logits of plain kernels on the same half-precision weights."""
     model = tiny_model(name, tmp_path, device=str(DEVICE), dtype="float16").module
-    length = randint(1, 40)
+    length = randint(1, 16)
     ids = torch.randint(500, (length + 5,), device=DEVICE)
     last = torch.tensor([length - 1], device=DEVICE)
     answers = []
