@@ -19,7 +19,7 @@ from hybridgraph.cases import CASE2, CASE4, Case, case_by_key
 from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import UserError
 from hybridgraph.progress import progress_bars, say
-from hybridgraph.results import record_not_run
+from hybridgraph.results import ResultFiles, record_not_run
 
 if TYPE_CHECKING:
     from hybridgraph.client import GeneratorClient
@@ -162,10 +162,10 @@ def _measure(source: TokenSource, config: Config, case: Case) -> None:
     from hybridgraph.summary import print_summary
 
     prompts = None
-    if config.prompt_file is not None:  # only then is a tokenizer, and with it transformers, needed here
-        from hybridgraph.sources.prompt_file import open_text_prompts
+    if config.prompt_file is not None:
+        from hybridgraph.sources.prompt_file import text_prompts
 
-        prompts = open_text_prompts(config, source.info)
+        prompts = text_prompts(config, source.info.model)
     results = measure(source, config, case, prompts)
     print_summary(case, results, source.stats(), as_json=config.json)
 
@@ -214,8 +214,13 @@ def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
-    """Where a case cannot run, its column in the tables says why."""
+    """Where a case cannot run, its column in the tables says why. What needs no model to be told is told first."""
     try:
+        ResultFiles(config.output_path, case.name).prepare()
+        if config.prompt_file is not None:
+            from hybridgraph.sources.prompt_file import read_text
+
+            read_text(config.prompt_file)
         yield
     except UserError as error:
         with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs

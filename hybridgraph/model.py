@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hybridgraph.errors import UserError
+from hybridgraph.hub import first_line, location_of, looking_up
 from hybridgraph.records import SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
@@ -18,7 +19,7 @@ from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Standard deviation of dummy weights: small enough that 32 layers stay finite in half precision.
 DUMMY_STD = 0.02
@@ -86,14 +87,6 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
     )
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local directory or hub id; raises UserError where there is none."""
-    from transformers import AutoTokenizer
-
-    with _loading(name):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-
-
 def _local_config(name: str) -> PretrainedConfig:
     """The configuration of a built-in shape or of a directory's ``config.json``, read without a network."""
     from transformers import AutoConfig
@@ -106,7 +99,7 @@ def _local_config(name: str) -> PretrainedConfig:
         return AutoConfig.for_model(model_type, **numbers)
     except Exception as error:
         # Whatever a configuration class objects to is a fault of the file's values.
-        raise UserError(f"{name}/config.json: {_first_line(error)}") from None
+        raise UserError(f"{name}/config.json: {first_line(error)}") from None
 
 
 def _read_config_json(name: str) -> dict[str, Any]:
@@ -122,7 +115,7 @@ def _read_config_json(name: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{directory} holds no config.json: it is no model directory") from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON: {_first_line(error)}") from None
+        raise UserError(f"{path} is no JSON: {first_line(error)}") from None
     if not isinstance(numbers, dict):
         raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
     return numbers
@@ -143,7 +136,7 @@ def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
         with init_empty_weights(include_buffers=False):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"no causal language model can be built of this config.json: {_first_line(error)}") from None
+        raise UserError(f"no causal language model can be built of this config.json: {first_line(error)}") from None
     with out_of_memory_is_users(device):
         generator = torch.Generator(device=device).manual_seed(seed)
         for name, parameter in sorted(module.named_parameters()):
@@ -161,40 +154,16 @@ def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrai
     """Real weights: safetensors only (or one GGUF file), never code from the model's repository."""
     from transformers import AutoModelForCausalLM
 
-    location: str = name
-    files: dict[str, Any] = {"use_safetensors": True}
-    if name.endswith(".gguf"):
-        location, files = str(Path(name).expanduser().parent), {"gguf_file": Path(name).name}
+    location, file = location_of(name)
     several = device == torch.device("cuda") and torch.cuda.device_count() > 1
-    with _loading(name), out_of_memory_is_users(device):
+    with looking_up(name), out_of_memory_is_users(device):
         return AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype,
             trust_remote_code=False,
             device_map="sequential" if several else {"": device},
-            **files,
+            **(file or {"use_safetensors": True}),
         )
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Turn what goes wrong while ``name`` is looked up and read into one line that says what to do."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as error:
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(cause)
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
-            raise UserError(
-                f"model '{name}' is gated: accept its licence on its hub page and log in with 'hf auth login', "
-                "or measure its shape with --load-format dummy"
-            ) from None
-        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            raise UserError(f"model '{name}' is not on the hub: a hub id is owner/name") from None
-        raise UserError(f"model '{name}' cannot be loaded: {_first_line(error)}") from None
 
 
 @contextmanager
@@ -203,7 +172,7 @@ def out_of_memory_is_users(device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(f"{device} has too little memory for this model: {_first_line(error)}") from None
+        raise UserError(f"{device} has too little memory for this model: {first_line(error)}") from None
 
 
 def _checked_shape(module: PreTrainedModel, dtype: str) -> ModelShape | None:
@@ -226,8 +195,3 @@ def _special_ids(module: PreTrainedModel) -> tuple[int, ...]:
             value = getattr(config, key, None)
             found.update(value if isinstance(value, list) else [] if value is None else [value])
     return tuple(sorted(found))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -10,6 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from architectures import tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith("HYBRIDGRAPH_")} | {
@@ -88,10 +93,40 @@ def test_a_mistake_that_needs_the_model_or_the_device(flags: str, said: str, tmp
     assert said in reasons["case1_baseline"], "the tables can say why the column is empty"
 
 
-def test_an_output_directory_under_a_file(tmp_path: Path) -> None:
+def test_an_output_directory_under_a_file_is_told_before_the_model_is_looked_up(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    run = start("case1_baseline.py", *TINY, "--output-dir", str(tmp_path / "file" / "output"))
-    assert str(tmp_path / "file" / "output") in error_of(run)
+    output = str(tmp_path / "file" / "output")
+    run = start("case1_baseline.py", *TINY, "--model", "no/such-model", "--output-dir", output)
+    assert output in error_of(run)
+
+
+@pytest.fixture
+def text_model(tmp_path: Path) -> Path:
+    """A model with weights and a tokenizer, in which the word "w17" is id 17."""
+    directory = tmp_path / "text-model"
+    loaded = tiny_model("llama-gqa", directory)
+    loaded.module.save_pretrained(directory)
+    words = Tokenizer(WordLevel({f"w{index}": index for index in range(loaded.vocab_size)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+    return directory
+
+
+def test_prompts_from_a_text(text_model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{index}" for index in range(3, 33)))
+    real = ("--model", str(text_model), "--load-format", "auto", "--output-dir", str(tmp_path / "output"))
+
+    run = start("case1_baseline.py", *TINY, *real, "--prompt-file", str(text))
+    assert run.returncode == 0, run.stderr
+    assert len(samples(tmp_path / "output")) == 2 * (2 + 3)
+
+    absent = start("case1_baseline.py", *TINY, *real, "--model", "no/such-model", "--prompt-file", str(text) + "x")
+    assert error_of(absent) == f"error: --prompt-file {text}x: No such file or directory"
+
+    short = start("case1_baseline.py", *TINY, *real, "--prompt-lengths", "10,31", "--prompt-file", str(text))
+    assert f"prompt length 31 is more than the 30 tokens of {text}" in error_of(short)
+    assert len(samples(tmp_path / "output")) == 2 * (2 + 3), "it is told before anything is measured or set aside"
 
 
 def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path: Path) -> None:

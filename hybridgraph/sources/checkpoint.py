@@ -11,6 +11,7 @@ from typing import Any
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
+from hybridgraph.hub import looking_up
 from hybridgraph.roofline import ModelShape
 from hybridgraph.shapes import BUILTIN_SHAPES, DEFAULT_GPU_MODEL, builtin_config
 
@@ -107,16 +108,15 @@ def _read(location: str, file: str, *, required: bool = True) -> dict[str, Any]:
 
 def _downloaded(repository: str, file: str, *, required: bool) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError
 
-    try:
-        return Path(hf_hub_download(repository, file))
-    except GatedRepoError:
-        raise UserError(f"model '{repository}' is gated: accept its licence on its hub page and log in") from None
-    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        if not required and isinstance(error, EntryNotFoundError):
+    with looking_up(repository):
+        try:
+            return Path(hf_hub_download(repository, file))
+        except EntryNotFoundError:
+            if required:
+                raise
             return Path(repository) / file  # there is none, and none is needed
-        raise UserError(f"model '{repository}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
 
 def _special_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:

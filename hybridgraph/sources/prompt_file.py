@@ -1,4 +1,4 @@
-"""The prompts of ``--prompt-file``. Apart from ``build``: a client and Case 5 load no engine of ours to read a text."""
+"""The prompts of ``--prompt-file``. Loads no engine of ours: a client and Case 5 need none to read a text."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ from pathlib import Path
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.model import load_tokenizer
+from hybridgraph.hub import location_of, looking_up
 from hybridgraph.prompts import TextPrompts
-from hybridgraph.records import SourceInfo
 
 
-def open_text_prompts(config: Config, info: SourceInfo) -> TextPrompts:
-    """Windows of the text that ``--prompt-file`` names, cut by the model's own tokenizer."""
-    assert config.prompt_file is not None
-    path = Path(config.prompt_file)
+def read_text(path: str) -> str:
+    """The text that prompts are cut from; raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {path}: {error}") from None
-    ids = load_tokenizer(info.model)(text, add_special_tokens=False)["input_ids"]
-    return TextPrompts(ids, seed=config.seed, source=str(path))
+        raise UserError(f"--prompt-file {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def text_prompts(config: Config, model: str) -> TextPrompts:
+    """Windows of the text, cut by the tokenizer of ``model``; raises UserError for one shorter than a prompt."""
+    from transformers import AutoTokenizer
+
+    assert config.prompt_file is not None
+    text = read_text(config.prompt_file)
+    location, file = location_of(model)
+    with looking_up(model):
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **file)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    prompts = TextPrompts(ids, seed=config.seed, source=config.prompt_file)
+    prompts.ids(max(config.prompt_lengths), 0)  # now, and not after the shorter ones are measured
+    return prompts
