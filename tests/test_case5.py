@@ -150,6 +150,7 @@ def test_a_stop_signal_ends_the_group_too(tmp_path: Path, number: signal.Signals
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == code, err
+    assert err.count("interrupted") == (1 if number == signal.SIGINT else 0), err
     assert worker_is_gone(tmp_path)
 
 

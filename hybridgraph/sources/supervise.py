@@ -26,6 +26,7 @@ from hybridgraph.records import Report, Request, SourceInfo, TokenSource
 HEARTBEAT_FD = "HYBRIDGRAPH_HEARTBEAT_FD"  # set in the measuring child only
 TIMEOUTS = "HYBRIDGRAPH_ENGINE_TIMEOUTS_S"
 
+INTERRUPTED = 130  # the exit code of a process that told its user so
 _READY, _ANSWERED, _CLOSING = b"r", b"a", b"c"
 _TICK_S = 0.2
 _GRACE_S = 5.0  # between asking a group to end and killing it
@@ -85,7 +86,8 @@ def run_supervised(command: Sequence[str], *, title: str, deadlines: Deadlines) 
             group.watch(title, deadlines)
     except KeyboardInterrupt:
         group.end(signal.SIGINT, deadlines.shutdown_s)  # as on a terminal: finished rows stay
-        raise
+        if process.returncode != INTERRUPTED:
+            raise
     finally:
         group.end(signal.SIGTERM, _GRACE_S)
         os.close(beats)
@@ -162,7 +164,7 @@ def _exit_code(code: int, title: str) -> int:
         name = signal.Signals(-code).name
         cause = "most often the machine's memory is full" if name == "SIGKILL" else "see its messages above"
         raise UserError(f"the process of {title} was ended by {name}: {cause}")
-    if code not in (0, 2, 130):  # 2 and 130 have said why themselves
+    if code not in (0, 2, INTERRUPTED):  # the last two have said why themselves
         raise UserError(f"the process of {title} failed with exit code {code}: see its messages above")
     return code
 
