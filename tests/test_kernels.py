@@ -1,5 +1,9 @@
 """The Triton kernels against plain PyTorch in float32: compiled on a GPU, elsewhere in Triton's interpreter."""
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from random import randint
@@ -16,6 +20,7 @@ from hybridgraph.forward.kernels.reference import ReferenceKernels
 
 pytest.importorskip("triton", reason="Triton is made for Linux only")
 
+from hybridgraph.forward.kernels import triton as triton_kernels
 from hybridgraph.forward.kernels.triton import TritonKernels, gemv_blocks
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,7 +87,7 @@ def attention(request: pytest.FixtureRequest) -> Attention:
 @pytest.fixture(autouse=True)
 def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cpu":  # where programs run one after the other
-        monkeypatch.setattr("hybridgraph.forward.kernels.triton.ATTENTION_PROGRAMS", 16)
+        monkeypatch.setattr(triton_kernels, "ATTENTION_PROGRAMS", 16)
 
 
 def plain_norms(norms: HeadNorms) -> HeadNorms:
@@ -191,3 +196,15 @@ def test_one_row_blocks_are_those_that_were_measured_best_for_each_matrix_of_lla
     assert gemv_blocks(num_rows=11008, width=4096, swiglu=True) == (1, 1024, 4)  # gate and up
     assert gemv_blocks(num_rows=4096, width=11008, swiglu=False) == (4, 1024, 4)  # down
     assert gemv_blocks(num_rows=32000, width=4096, swiglu=False) == (4, 2048, 8)  # the output projection
+
+
+def test_every_kernel_compiles_for_hopper_with_overlapping_launches(tmp_path: Path) -> None:
+    """Those launches are what the interpreter cannot run."""
+    paths = os.pathsep.join(sys.path)
+    environment = os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = str(Path(__file__).with_name("compile_for_hopper.py"))
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    kernels = Path(triton_kernels.__file__).parent.glob("*.py")
+    written = {name for path in kernels for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)}
+    assert set(run.stdout.split()) == written

@@ -1,0 +1,61 @@
+"""Compile every kernel of the fused forward for Hopper chips, with overlapping launches, on a machine without a GPU.
+
+python tests/compile_for_hopper.py    # prints the kernels' names; TRITON_INTERPRET must not be set
+"""
+
+from typing import Any
+
+import torch
+from architectures import ARCHITECTURES, SMALL
+from transformers import AutoConfig, AutoModelForCausalLM
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from hybridgraph.forward.fused import FusedForward
+from hybridgraph.forward.kernels.triton import TritonKernels
+
+
+class HopperDriver:
+    """What Triton asks a driver for before it launches anything."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+class CompiledOnly(TritonKernels):
+    """Kernels that are compiled for the arguments they are called with, and not run."""
+
+    def __init__(self) -> None:
+        super().__init__(overlap=True)
+        self.names: set[str] = set()
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], tensors: tuple[Any, ...], **numbers: Any) -> None:
+        compiled = kernel.warmup(*tensors, grid=grid, PDL=True, launch_pdl=True, **numbers)
+        name = kernel.__name__
+        assert "griddepcontrol.wait" in compiled.asm["ptx"], f"{name} does not wait for what it reads"
+        assert "griddepcontrol.launch_dependents" in compiled.asm["ptx"], f"{name} holds the next kernel back"
+        self.names.add(name)
+
+
+@torch.inference_mode()
+def main() -> None:
+    driver.set_active(HopperDriver())
+    kernels = CompiledOnly()
+    for name in ("llama-gqa", "qwen2", "qwen3"):  # grouped heads, biases, head norms
+        config = AutoConfig.for_model(**(SMALL | ARCHITECTURES[name]))
+        forward = FusedForward(AutoModelForCausalLM.from_config(config, dtype=torch.float16), kernels)
+        cache, logits = forward.allocate_cache(256), torch.empty(500, dtype=torch.float16)
+        for length in (10, 100, 200):  # one of each block of attention
+            forward.prefill(torch.zeros(length, dtype=torch.long), torch.tensor([length - 1]), cache, logits)
+        forward.decode(torch.zeros(1, dtype=torch.long), torch.tensor([200]), cache, logits)
+    print(*sorted(kernels.names))
+
+
+if __name__ == "__main__":
+    main()
