@@ -54,6 +54,8 @@ def main() -> None:
         for length in (10, 100, 200):  # one of each block of attention
             forward.prefill(torch.zeros(length, dtype=torch.long), torch.tensor([length - 1]), cache, logits)
         forward.decode(torch.zeros(1, dtype=torch.long), torch.tensor([200]), cache, logits)
+    hidden = torch.zeros(100, 4096, dtype=torch.float16)
+    kernels.add_norm(hidden, torch.zeros(4, 100, 4096), hidden[0], 1e-5)
     print(*sorted(kernels.names))
 
 

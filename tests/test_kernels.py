@@ -13,6 +13,7 @@ import pytest
 import torch
 from architectures import tiny_model
 from torch import Tensor
+from torch.nn import functional as F
 
 from hybridgraph.forward.fused import FusedForward
 from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
@@ -106,7 +107,19 @@ def test_norms(width: int) -> None:
 
 @pytest.mark.parametrize("width", [40, 1024, 1100])
 def test_swiglu(width: int) -> None:
-    assert_close(*same("swiglu", rows(randint(1, 20), 2 * width) * 3))
+    gate_up = rows(randint(1, 20), 2 * width) * 3
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    assert_close(TritonKernels().swiglu(gate_up), F.silu(gate) * up)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_partial_sums_are_added_and_normed(splits: int) -> None:
+    hidden, weight = rows(randint(1, 20), 1000), rows(1000)
+    partial = torch.randn(splits, *hidden.shape, device=DEVICE)
+    expected = hidden.float() + partial.sum(0)
+    normed = TritonKernels().add_norm(hidden, partial, weight, EPS)
+    assert_close(hidden, expected)
+    assert_close(normed, ReferenceKernels().norm(expected, weight.float(), EPS))
 
 
 @pytest.mark.parametrize(("num_rows", "width"), [(1, 48), (30, 1000), (30, 2100), (70, 8200)])
@@ -116,7 +129,7 @@ def test_one_row_products(num_rows: int, width: int) -> None:
     assert_close(*same("one_row_linear", row, norm, EPS, weight, rows(num_rows)))
     hidden = rows(1, num_rows)
     expected = hidden.float() + row.float() @ weight.float().T
-    TritonKernels().linear_add(hidden, row, weight)
+    TritonKernels().one_row_add(hidden, row, weight)
     assert_close(hidden, expected)
 
 

@@ -9,6 +9,7 @@ for every position, the rest for the last one; and a decode step reads the cache
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,9 +68,8 @@ class FusedForward:
         weights, kernels = self._weights, self._kernels
         layers = weights.layers
         hidden, normed = kernels.embed_norm(ids, weights.embedding, layers[0].input_norm, weights.eps)
-        for number, layer in enumerate(layers[:-1]):
-            self._all_rows(layer, hidden, normed, cache.slots(number))
-            normed = kernels.norm(hidden, layers[number + 1].input_norm, weights.eps)
+        for number, (layer, after) in enumerate(pairwise(layers)):
+            normed = self._all_rows(layer, after, hidden, normed, cache.slots(number))
         self._store_only(layers[-1], normed, cache.slots(len(layers) - 1))
         row = hidden.index_select(0, last)
         query = self._one_row_project(layers[-1], row, self._heads.query_width)
@@ -84,13 +84,17 @@ class FusedForward:
             self._one_row(layer, row, qkv, position, cache.slots(number), store=True)
         self._project_out(row, logits)
 
-    def _all_rows(self, layer: LayerWeights, hidden: Tensor, normed: Tensor, slots: Slots) -> None:
-        kernels, heads = self._kernels, self._heads
+    def _all_rows(
+        self, layer: LayerWeights, after: LayerWeights, hidden: Tensor, normed: Tensor, slots: Slots
+    ) -> Tensor:
+        """Add ``layer`` to ``hidden``; returns it normed for the layer ``after``."""
+        kernels, heads, eps = self._kernels, self._heads, self._weights.eps
         qkv = kernels.linear(normed, layer.qkv, layer.qkv_bias)
         kernels.rotate_store(qkv, heads.queries, heads, layer.head_norms, slots)
-        kernels.linear_add(hidden, kernels.attend(qkv, heads, slots), layer.out)
-        normed = kernels.norm(hidden, layer.mlp_norm, self._weights.eps)
-        kernels.linear_add(hidden, kernels.swiglu(kernels.linear(normed, layer.gate_up, None)), layer.down)
+        attended = kernels.attend(qkv, heads, slots)
+        normed = kernels.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, eps)
+        gated = kernels.linear_swiglu(normed, layer.gate_up)
+        return kernels.linear_add_norm(hidden, gated, layer.down, after.input_norm, eps)
 
     def _store_only(self, layer: LayerWeights, normed: Tensor, slots: Slots) -> None:
         """Keys and values of every position: all that later tokens need of the last layer."""
@@ -108,10 +112,9 @@ class FusedForward:
     ) -> None:
         kernels = self._kernels
         attended = kernels.one_row_attend(qkv, position, self._heads, layer.head_norms, slots, store=store)
-        kernels.linear_add(row, attended, layer.out)
-        kernels.linear_add(
-            row, kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, layer.gate_up), layer.down
-        )
+        kernels.one_row_add(row, attended, layer.out)
+        gated = kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, layer.gate_up)
+        kernels.one_row_add(row, gated, layer.down)
 
     def _project_out(self, row: Tensor, logits: Tensor) -> None:
         weights = self._weights

@@ -1,4 +1,4 @@
-"""The kernels of the fused forward: one signature each, in plain PyTorch and in Triton.
+"""The kernels of the fused forward: one signature each, in plain PyTorch, in Triton, and for Hopper.
 
 Rows are positions of the prompt, row-major and in the model's precision. What is called ``one_row_*``
 serves decoding and the last position of a prompt, where the work is reading weights.
@@ -7,6 +7,7 @@ serves decoding and the last position of a prompt, where the work is reading wei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -57,16 +58,16 @@ class Kernels(Protocol):
         """ids [n] -> (hidden [n, h], its RMSNorm [n, h])."""
         ...
 
-    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """RMSNorm of each row of [n, h], statistics in float32."""
-        ...
-
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[n, k] times weight [m, k] transposed, plus bias [m]: [n, m]."""
         ...
 
-    def linear_add(self, hidden: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """``hidden`` [n, m] += [n, k] times weight [m, k] transposed."""
+    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
+        """[n, k] times the merged gate and up projection [2 * i, k], then silu(gate) * up: [n, i]."""
+        ...
+
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
+        """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
         ...
 
     def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
@@ -81,14 +82,14 @@ class Kernels(Protocol):
         """Causal attention of rotated queries [n, >= queries * dim] over slots 0 ... n-1: [n, queries * dim]."""
         ...
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """[n, 2 * i] -> silu of the first half times the second half: [n, i]."""
-        ...
-
     def one_row_linear(
         self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
         """RMSNorm of [1, h], then a linear map: [1, m]."""
+        ...
+
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
+        """``hidden`` [1, m] += [1, k] times weight [m, k] transposed."""
         ...
 
     def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
@@ -107,11 +108,19 @@ class Kernels(Protocol):
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """Triton's where they were measured to pay: half precision on a CUDA device; plain PyTorch elsewhere."""
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        from hybridgraph.forward.kernels.triton import TritonKernels
+    """Those that were measured to be fastest: plain PyTorch's where there is no GPU, and in float32.
 
-        return TritonKernels()
-    from hybridgraph.forward.kernels.reference import ReferenceKernels
+    Triton's on a CUDA device in half precision; on Hopper with own products, where what compiles them is installed
+    (CUDA 13 builds of torch bring it).
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        from hybridgraph.forward.kernels.reference import ReferenceKernels
 
-    return ReferenceKernels()
+        return ReferenceKernels()
+    if torch.cuda.get_device_capability(device) == (9, 0) and find_spec("cuda") and find_spec("cuda.bindings"):
+        from hybridgraph.forward.kernels.hopper import HopperKernels
+
+        return HopperKernels()
+    from hybridgraph.forward.kernels.triton import TritonKernels
+
+    return TritonKernels()

@@ -24,8 +24,13 @@ class ReferenceKernels:
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(rows, weight, bias)
 
-    def linear_add(self, hidden: Tensor, rows: Tensor, weight: Tensor) -> None:
+    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
+        gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
         torch.addmm(hidden, rows, weight.T, out=hidden)
+        return self.norm(hidden, norm, eps)
 
     def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
         length = qkv.shape[0]
@@ -49,18 +54,17 @@ class ReferenceKernels:
         )
         return out[0].transpose(0, 1).reshape(length, heads.query_width)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
-
     def one_row_linear(
         self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
         row = F.linear(self.norm(hidden, norm, eps), weight, bias)
         return row if out is None else out.copy_(row)
 
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
+        torch.addmm(hidden, row, weight.T, out=hidden)
+
     def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
-        return self.swiglu(F.linear(self.norm(hidden, norm, eps), gate_up))
+        return self.linear_swiglu(self.norm(hidden, norm, eps), gate_up)
 
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool

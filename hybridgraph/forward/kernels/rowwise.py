@@ -46,6 +46,34 @@ def norm_kernel(hidden, weight, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
+def add_norm_kernel(
+    hidden,  # [rows, WIDTH], added to
+    partial,  # float32 [SPLITS, rows, WIDTH]: partial sums of a product
+    weight,
+    out,
+    eps,
+    WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    num_rows = tl.num_programs(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    scale = tl.load(weight + cols, mask, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    x = tl.load(hidden + row * WIDTH + cols, mask, other=0.0).to(tl.float32)
+    for split in tl.static_range(SPLITS):
+        x += tl.load(partial + (split * num_rows + row) * WIDTH + cols, mask, other=0.0)
+    added = x.to(hidden.dtype.element_ty)
+    tl.store(hidden + row * WIDTH + cols, added, mask)
+    x = added.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
+    tl.store(out + row * WIDTH + cols, (x * rstd * scale).to(out.dtype.element_ty), mask)
+
+
+@triton.jit
 def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -17,7 +17,13 @@ from torch import Tensor
 from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 from hybridgraph.forward.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
 from hybridgraph.forward.kernels.gemv import gemv_kernel
-from hybridgraph.forward.kernels.rowwise import embed_norm_kernel, norm_kernel, rotate_store_kernel, swiglu_kernel
+from hybridgraph.forward.kernels.rowwise import (
+    add_norm_kernel,
+    embed_norm_kernel,
+    norm_kernel,
+    rotate_store_kernel,
+    swiglu_kernel,
+)
 
 LOG2_E = math.log2(math.e)
 # Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
@@ -64,11 +70,27 @@ class TritonKernels:
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(rows, weight, bias)
 
-    def linear_add(self, hidden: Tensor, rows: Tensor, weight: Tensor) -> None:
-        if rows.shape[0] == 1:
-            self._gemv(rows, weight, hidden, add=True)
-        else:
-            torch.addmm(hidden, rows, weight.T, out=hidden)
+    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
+        return self.swiglu(F.linear(rows, gate_up))
+
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
+        torch.addmm(hidden, rows, weight.T, out=hidden)
+        return self.norm(hidden, norm, eps)
+
+    def add_norm(self, hidden: Tensor, partial: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """``hidden`` [n, h] += the sum of ``partial`` float32 [splits, n, h]; returns its RMSNorm."""
+        out = torch.empty_like(hidden)
+        splits, rows, width = partial.shape
+        self._launch(
+            add_norm_kernel,
+            (rows,),
+            (hidden, partial, weight, out, eps),
+            WIDTH=width,
+            SPLITS=splits,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=_row_warps(width),
+        )
+        return out
 
     def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
         most, warps = ROTATE_BLOCK
@@ -134,6 +156,9 @@ class TritonKernels:
         out = hidden.new_empty(1, weight.shape[0]) if out is None else out
         self._gemv(hidden, weight, out, norm=norm, eps=eps, bias=bias)
         return out
+
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
+        self._gemv(row, weight, hidden, add=True)
 
     def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
         out = hidden.new_empty(1, gate_up.shape[0] // 2)

@@ -1,0 +1,65 @@
+"""The fused forward's kernels on Hopper: Triton's, with own products where a prompt is short.
+
+Where arithmetic sets the pace cuBLAS is hard to beat. Up to a hundred-odd tokens reading the weights does, and there
+a product gains by what stands around it: it starts before the kernel in front has ended, and it ends with SwiGLU, or
+with partial sums that the next norm adds up.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hybridgraph.forward.kernels.product import UNIT, Product, Tile
+from hybridgraph.forward.kernels.triton import TritonKernels
+
+# Up to here own products were faster than cuBLAS and the kernels that they replace (README, The fused forward).
+MOST_TOKENS_SWIGLU = 160
+MOST_TOKENS_SPLIT = 160
+MAX_WARPGROUPS = 3
+SPLIT_WARPGROUPS = 2
+SHARING_TOKENS = 32  # from which on blocks share their loads of them
+
+
+class HopperKernels(TritonKernels):
+    """Implements Kernels in float16 and bfloat16 on a device of compute capability 9.0."""
+
+    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
+        num_rows, width = rows.shape[0], gate_up.shape[0] // 2
+        warpgroups = math.ceil(gate_up.shape[0] / UNIT / multiprocessors(rows.device))
+        if num_rows > MOST_TOKENS_SWIGLU or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
+            return super().linear_swiglu(rows, gate_up)
+        out = rows.new_empty(num_rows, width)
+        Product("store_swiglu", tile_for(num_rows, warpgroups))(rows, gate_up, out, overlap=self._overlap)
+        return out
+
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
+        num_rows, width = hidden.shape
+        splits = multiprocessors(rows.device) // math.ceil(width / UNIT / SPLIT_WARPGROUPS)
+        if num_rows > MOST_TOKENS_SPLIT or splits == 0 or not fits(weight):
+            return super().linear_add_norm(hidden, rows, weight, norm, eps)
+        splits = min(splits, math.ceil(rows.shape[1] / 256))
+        partial = torch.empty(splits, num_rows, width, dtype=torch.float32, device=rows.device)
+        tile = tile_for(num_rows, SPLIT_WARPGROUPS)
+        Product("store_partial", tile, splits)(rows, weight, partial, overlap=self._overlap)
+        return self.add_norm(hidden, partial, norm, eps)
+
+
+def tile_for(num_tokens: int, warpgroups: int) -> Tile:
+    step = 16 if num_tokens <= 128 else 8  # coarser where tokens cost little: each is another kernel to compile
+    tokens = math.ceil(num_tokens / step) * step
+    return Tile(warpgroups, tokens, 2 if tokens >= SHARING_TOKENS else 1)
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether tensor maps can describe units of it."""
+    rows, columns = weight.shape
+    return rows % UNIT == 0 and columns % 8 == 0 and weight.is_contiguous()
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
