@@ -10,44 +10,76 @@ from torch import Tensor
 
 from hybridgraph.records import Request
 
+LARGEST_UNIFORM = np.float32(1 - 2**-24)  # rounding to float32 can reach 1, which no draw may be
+
 
 class StaticBuffers:
     """What a request passes through on its way in and out.
 
-    A request reaches the device in one copy: the draws of its answer (temperature and a uniform
-    number, two float32, for each token), then its ids, int64, packed into one pinned buffer.
+    A request reaches the device in one copy from pinned memory: as the prefill graph reads it (``place``), or
+    packed behind its draws, for a device to preprocess (``stage``). What both write is free for the next request
+    once an id of this one has been read.
     """
 
     def __init__(self, *, positions: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
         pinned = device.type == "cuda"
         self.positions = positions
-        self.ids = torch.zeros(positions, dtype=torch.int64, device=device)  # a prefill graph's input
-        self.last = torch.zeros(1, dtype=torch.int64, device=device)  # index of the last real id
+        self._input = torch.zeros(positions + 1, dtype=torch.int64, device=device)
+        self.ids = self._input[:positions]  # a prefill graph's input
+        self.last = self._input[positions:]  # index of the last real id
         self.token = torch.zeros(1, dtype=torch.int64, device=device)  # a decode graph's input
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # where that token goes
         self.logits = torch.zeros(vocab_size, dtype=dtype, device=device)
-        self._packed_host = torch.zeros(2 * positions, dtype=torch.int64, pin_memory=pinned)
         self._packed = torch.zeros(2 * positions, dtype=torch.int64, device=device)
-        self._ids_host = self._packed_host.numpy()
-        self._draws_host = self._packed_host.view(torch.float32).numpy().reshape(-1, 2)
-        self.draws = self._packed.view(torch.float32).view(-1, 2)  # [token, (temperature, uniform)]
+        self.draws = _as_draws(self._packed)  # as they were staged
+        self._input_host = torch.zeros(positions + 1, dtype=torch.int64, pin_memory=pinned)
+        self._packed_host = torch.zeros(2 * positions, dtype=torch.int64, pin_memory=pinned)
+        self.draws_host = _as_draws(self._packed_host)
         self.tokens_host = torch.zeros(positions, dtype=torch.int64, pin_memory=pinned)
-        self._tokens_read = self.tokens_host.numpy()
+        # NumPy's views of the same memory: writing a word through torch costs the host ten times as much.
+        self._input_words = self._input_host.numpy()
+        self._packed_words = self._packed_host.numpy()
+        self._draws_words = self.draws_host.numpy()
+        self._tokens_words = self.tokens_host.numpy()
+
+    def place(self, request: Request, length: int) -> None:
+        """Send the request, padded with id 0 to ``length``, straight into ``ids`` and ``last``."""
+        num_ids, words = len(request.prompt_ids), self._input_words
+        words[:num_ids] = request.prompt_ids
+        words[num_ids:length] = 0
+        words[-1] = num_ids - 1
+        # Whole: slicing both sides would cost the host more than these few kilobytes cost the bus.
+        self._input.copy_(self._input_host, non_blocking=True)
 
     def stage(self, request: Request) -> Tensor:
-        """Send the request to the device; returns its ids there, int64 [num_ids]."""
-        num_draws = request.max_new_tokens if request.temperature else 0
+        """Send the request's draws and ids to the device; returns the ids there, int64 [num_ids]."""
+        num_draws = self.draw(request)
         end = num_draws + len(request.prompt_ids)
-        if num_draws:
-            uniform = random.Random(request.seed).random
-            self._draws_host[:num_draws, 0] = request.temperature
-            self._draws_host[:num_draws, 1] = np.fromiter((uniform() for _ in range(num_draws)), np.float32, num_draws)
-            # Rounding to float32 can reach 1, which no draw may be.
-            np.minimum(self._draws_host[:num_draws, 1], np.float32(1 - 2**-24), out=self._draws_host[:num_draws, 1])
-        self._ids_host[num_draws:end] = request.prompt_ids
+        self._packed_words[num_draws:end] = request.prompt_ids
         self._packed[:end].copy_(self._packed_host[:end], non_blocking=True)
         return self._packed[num_draws:end]
 
+    def draw(self, request: Request) -> int:
+        """Draw for every token of the answer, into ``draws_host``; returns for how many: a greedy one needs none."""
+        if not request.temperature:
+            return 0
+        uniform = random.Random(request.seed).random
+        draws = self._draws_words[: request.max_new_tokens]
+        draws[:, 0] = request.temperature
+        draws[:, 1] = [uniform() for _ in range(request.max_new_tokens)]
+        np.minimum(draws[:, 1], LARGEST_UNIFORM, out=draws[:, 1])
+        return request.max_new_tokens
+
+    def draw_at(self, step: int) -> tuple[float, float]:
+        """(temperature, uniform number) of the ``step``-th id, as ``draw`` left them on the host."""
+        temperature, uniform = self._draws_words[step].tolist()
+        return temperature, uniform
+
     def token_at(self, step: int) -> int:
         """The ``step``-th id of the answer, once its copy is done."""
-        return int(self._tokens_read[step])
+        return int(self._tokens_words[step])
+
+
+def _as_draws(packed: Tensor) -> Tensor:
+    """The same memory as float32 [token, (temperature, uniform number)]."""
+    return packed.view(torch.float32).view(-1, 2)

@@ -70,7 +70,7 @@ class Config:
     resume: bool = _setting(False, "finish an interrupted run: nothing measured is measured again")
     json: bool = _setting(False, "the last line of standard output is one JSON document of the results")
     ops: str | None = _setting(
-        None, "dynamic operations (default: the case's own)", choices=("torchscript", "inductor", "native")
+        None, "dynamic operations (default: the case's own)", choices=("torchscript", "inductor", "native", "fused")
     )
     forward: str = _setting(
         "hf", "Case 4's forward: Hugging Face's own, or the fused one over the same weights", choices=("hf", "fused")

@@ -4,10 +4,10 @@
         for token in engine.generate([1, 2, 3], max_new_tokens=16):
             print(token)
 
-A request's way: checked on the host; packed and copied to the device; preprocessed into the
-input of the graph that serves its length; replayed; sampled from the logits of its last real
-position; read back. Decoding replays one graph over the same static cache, and the next replay
-is launched before the last id is read.
+A request's way: checked on the host; brought, in one copy, into the input of the graph that
+serves its length; replayed; sampled from the logits of its last real position; read back.
+Decoding replays one graph over the same static cache, and the next replay is launched before
+the last id is read.
 """
 
 from __future__ import annotations
@@ -140,9 +140,8 @@ class HybridEngine:
         """Stream the ids of a checked request; closing the iterator cancels it. ``report`` is set at its end."""
         with self.hold():
             self._timer.start()
-            staged = self._buffers.stage(request)  # first: the copy is on its way while the rest is decided
-            plan = self._plan(len(request.prompt_ids))
-            self._launch_prefill(request, staged, plan)
+            plan = self._plan(len(request.prompt_ids))  # first: a capture runs on the buffers that the request fills
+            self._launch_prefill(request, plan)
             launched = 1
             try:
                 for step in range(request.max_new_tokens):
@@ -225,14 +224,13 @@ class HybridEngine:
             self._background = BackgroundCapture(self._pool)
 
     def _compile_ops(self) -> None:
-        """Run every dynamic operation once, at each kind of length that compilers specialize for."""
-        buffers = self._buffers
+        """Run every dynamic operation, at each kind of length that compilers specialize for."""
         for num_ids, room in ((1, 1), (1, 2), (2, 3), (3, 3), (3, 8), (8, 8)):
-            self._ops.preprocess(buffers.ids[-num_ids:], buffers.ids[:room], buffers.last)
-        buffers.draws[0].fill_(0.5)
+            if room <= self._buffers.positions:
+                self._ops.place(Request(prompt_ids=[0] * num_ids), room, self._buffers)
         for _ in range(3):  # TorchScript optimizes after it has seen two runs
-            self._ops.sample(buffers.logits, buffers.draws[0])
-            self._ops.greedy(buffers.logits)
+            for temperature in (0.7, 0.0):
+                self._ops.choose(Request(prompt_ids=[0], temperature=temperature), 0, self._buffers)
 
     def _plan(self, length: int) -> Plan:
         return (
@@ -249,29 +247,23 @@ class HybridEngine:
         else:
             self._static.run_decode()
 
-    def _launch_prefill(self, request: Request, staged: Tensor, plan: Plan) -> None:
+    def _launch_prefill(self, request: Request, plan: Plan) -> None:
         buffers = self._buffers
-        self._ops.preprocess(staged, buffers.ids[: plan.key], buffers.last)
+        self._ops.place(request, plan.key, buffers)
         plan.run()
-        self._sample(request, 0)
+        self._choose(request, 0)
         self._timer.stop()
         if request.max_new_tokens > 1:
             torch.add(buffers.last, 1, out=buffers.position)
 
     def _launch_decode(self, request: Request, step: int) -> None:
         self._run_decode()
-        self._sample(request, step)
+        self._choose(request, step)
         self._buffers.position.add_(1)
 
-    def _sample(self, request: Request, step: int) -> None:
+    def _choose(self, request: Request, step: int) -> None:
         """Sample the ``step``-th id into the decode input, and on to the host; the host does not wait for it here."""
-        buffers = self._buffers
-        if request.temperature:
-            token = self._ops.sample(buffers.logits, buffers.draws[step])
-        else:
-            token = self._ops.greedy(buffers.logits)
-        buffers.token.copy_(token)
-        buffers.tokens_host[step : step + 1].copy_(token, non_blocking=True)
+        self._ops.choose(request, step, self._buffers)
         self._ready_at(step).mark()
 
 

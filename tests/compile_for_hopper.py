@@ -1,4 +1,4 @@
-"""Compile every kernel of the fused forward for Hopper chips, with overlapping launches, on a machine without a GPU.
+"""Compile every Triton kernel for Hopper chips, the forward's with overlapping launches, on a machine without a GPU.
 
 python tests/compile_for_hopper.py    # prints the kernels' names; TRITON_INTERPRET must not be set
 """
@@ -13,6 +13,7 @@ from triton.runtime import driver
 
 from hybridgraph.forward.fused import FusedForward
 from hybridgraph.forward.kernels.triton import TritonKernels
+from hybridgraph.ops.sampling import BLOCK, NUM_WARPS, greedy_kernel, sample_kernel
 
 
 class HopperDriver:
@@ -43,6 +44,16 @@ class CompiledOnly(TritonKernels):
         self.names.add(name)
 
 
+def compile_sampling() -> set[str]:
+    """The kernels behind the graphs, for a vocabulary of several chunks; returns their names."""
+    logits = torch.empty(2 * BLOCK + 5, dtype=torch.float16)
+    token, told = torch.zeros(1, dtype=torch.long), torch.zeros(20, dtype=torch.long)
+    numbers: dict[str, Any] = {"VOCAB": logits.numel(), "BLOCK": BLOCK, "num_warps": NUM_WARPS}
+    sample_kernel.warmup(logits, 0.7, 0.5, token, told, 3, CHUNKS=4, grid=(1,), **numbers)
+    greedy_kernel.warmup(logits, token, told, 3, grid=(1,), **numbers)
+    return {"sample_kernel", "greedy_kernel"}
+
+
 @torch.inference_mode()
 def main() -> None:
     driver.set_active(HopperDriver())
@@ -56,7 +67,7 @@ def main() -> None:
         forward.decode(torch.zeros(1, dtype=torch.long), torch.tensor([200]), cache, logits)
     hidden = torch.zeros(100, 4096, dtype=torch.float16)
     kernels.add_norm(hidden, torch.zeros(4, 100, 4096), hidden[0], 1e-5)
-    print(*sorted(kernels.names))
+    print(*sorted(kernels.names | compile_sampling()))
 
 
 if __name__ == "__main__":

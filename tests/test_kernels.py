@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import randint
@@ -23,6 +24,7 @@ pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from hybridgraph.forward.kernels import triton as triton_kernels
 from hybridgraph.forward.kernels.triton import TritonKernels, gemv_blocks
+from hybridgraph.ops import native, sampling
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 POSITIONS = 100
@@ -203,6 +205,51 @@ def test_the_whole_forward(name: str, tmp_path: Path) -> None:
         assert error <= 1e-2, f"relative error {float(error):.2e}"
 
 
+@pytest.fixture
+def few_logits_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "BLOCK", 64)
+
+
+def chosen(launch: Callable[..., None], logits: Tensor, *draw: float) -> int:
+    """The id that a sampling kernel writes, to the device and to the host alike, and nowhere else."""
+    token = torch.full((1,), -1, device=DEVICE)
+    told = torch.full((20,), -1, pin_memory=DEVICE.type == "cuda")
+    step = randint(0, 19)
+    launch(logits, *draw, token, told, step)
+    assert told.tolist() == [int(token) if i == step else -1 for i in range(20)]  # reading the token waits for it
+    return int(token)
+
+
+@pytest.mark.parametrize("vocab", [5, 64, 100, 500])
+@pytest.mark.usefixtures("few_logits_a_step")
+def test_ids_are_chosen_as_natively_chunk_by_chunk(vocab: int) -> None:
+    logits = rows(vocab) * 3
+    cumulative = torch.cumsum(torch.softmax(logits.float() / 0.7, -1), -1)
+    for uniform in (0.0, *torch.rand(5).tolist(), 1 - 2**-24):
+        a = chosen(sampling.launch_sample, logits, 0.7, uniform)
+        b = int(native.sample(logits, torch.tensor([0.7, uniform], device=DEVICE)))
+        # Sums in another order may round a draw that falls on an id's very edge to its neighbour.
+        assert a == b or abs(float(cumulative[min(a, b)]) - uniform) < 1e-5
+    logits[3::50] = logits.max()  # the first of them counts
+    assert chosen(sampling.launch_greedy, logits) == int(native.greedy(logits))
+
+
+@pytest.mark.usefixtures("few_logits_a_step")
+def test_impossible_ids_are_not_chosen() -> None:
+    logits = torch.full((200,), -torch.inf, device=DEVICE).half()
+    logits[130] = 1.0
+    for uniform in (0.0, 0.5, 1 - 2**-24):
+        assert chosen(sampling.launch_sample, logits, 0.7, uniform) == 130
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_without_meaning_still_choose_an_id(value: float) -> None:
+    """A decode step reads that row of the embedding: outside of it the process would end."""
+    logits = torch.full((200,), value, device=DEVICE).half()
+    assert 0 <= chosen(sampling.launch_sample, logits, 0.7, 0.5) < 200
+    assert 0 <= chosen(sampling.launch_greedy, logits) < 200
+
+
 def test_one_row_blocks_are_those_that_were_measured_best_for_each_matrix_of_llama_2_7b() -> None:
     assert gemv_blocks(num_rows=12288, width=4096, swiglu=False) == (4, 2048, 8)  # query, key and value
     assert gemv_blocks(num_rows=4096, width=4096, swiglu=False) == (2, 2048, 4)  # attention's output
@@ -218,6 +265,6 @@ def test_every_kernel_compiles_for_hopper_with_overlapping_launches(tmp_path: Pa
     script = str(Path(__file__).with_name("compile_for_hopper.py"))
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    kernels = Path(triton_kernels.__file__).parent.glob("*.py")
+    kernels = [*Path(triton_kernels.__file__).parent.glob("*.py"), Path(sampling.__file__)]
     written = {name for path in kernels for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)}
     assert set(run.stdout.split()) == written

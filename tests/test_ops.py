@@ -1,11 +1,13 @@
-"""The three implementations of the dynamic operations are one function each."""
+"""The implementations of the dynamic operations are one function each."""
 
 import random
 
 import pytest
 import torch
 
+from hybridgraph.buffers import StaticBuffers
 from hybridgraph.ops import dynamic_ops
+from hybridgraph.records import Request
 
 COMPILED = ("torchscript", "inductor")
 
@@ -36,6 +38,28 @@ def test_compiled_sampling_equals_native(name: str, dtype: torch.dtype) -> None:
         # Sums in another order may round a draw that falls on an id's very edge to its neighbour.
         assert a == b or abs(float(cumulative[min(a, b)] - draw[1])) < 1e-5
         assert int(native.greedy(logits)) == int(ops.greedy(logits))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_the_fused_way_through_the_buffers_ends_where_the_native_one_does(temperature: float) -> None:
+    """Also behind a longer request, whose ids and draws are still there."""
+    answers = []
+    requests = [
+        Request(prompt_ids=random.sample(range(997), length), max_new_tokens=8, temperature=temperature, seed=length)
+        for length in (40, 7)
+    ]
+    logits = torch.randn(8, 997) * 4
+    for ops in (dynamic_ops("native"), dynamic_ops("fused")):
+        buffers = StaticBuffers(positions=64, vocab_size=997, dtype=torch.float32, device=torch.device("cpu"))
+        answers.append([])
+        for request in requests:
+            ops.place(request, 48, buffers)
+            answers[-1] += [buffers.ids[:48].tolist(), buffers.last.tolist()]
+            for step in range(request.max_new_tokens):
+                buffers.logits.copy_(logits[step])
+                ops.choose(request, step, buffers)
+                answers[-1] += [buffers.token.tolist(), [buffers.token_at(step)]]
+    assert answers[0] == answers[1]
 
 
 def test_sampling_draws_the_softmax_distribution() -> None:

@@ -1,6 +1,6 @@
 """The dynamic operations: what differs from request to request and stays outside the captured graphs.
 
-One signature, three implementations (``native``, ``torchscript``, ``inductor``), equal to each other.
+One signature, four implementations (``native``, ``torchscript``, ``inductor``, ``fused``), equal to each other.
 
 Sampling inverts the cumulative distribution at one uniform number that the host drew: the same
 (logits, temperature, uniform) give the same id everywhere, and no device random-number state
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hybridgraph.buffers import StaticBuffers
 from hybridgraph.errors import UserError
+from hybridgraph.records import Request
 
 
 @dataclass(frozen=True)
 class DynamicOps:
-    """The implementations of one name.
+    """The implementations of one name: three functions of tensors, and the two steps of an answer made of them.
 
     ``preprocess(staged, static, last)``: copy the prompt ``staged`` int64 [n] into the graph's input
     ``static`` int64 [length >= n], fill the rest with id 0, and set ``last`` int64 [1] to n - 1.
@@ -36,6 +38,22 @@ class DynamicOps:
     sample: Callable[[Tensor, Tensor], Tensor]
     greedy: Callable[[Tensor], Tensor]
 
+    def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
+        """Bring ``request`` into ``ids`` and ``last``, as the graph of ``length`` reads them."""
+        self.preprocess(buffers.stage(request), buffers.ids[:length], buffers.last)
+
+    def choose(self, request: Request, step: int, buffers: StaticBuffers) -> None:
+        """Sample the ``step``-th id from ``logits`` into ``token``, and on to the host, which does not wait for it.
+
+        An answer's steps are chosen in their order, from the first one on.
+        """
+        self._choose(request, step, buffers, buffers.draws)
+
+    def _choose(self, request: Request, step: int, buffers: StaticBuffers, draws: Tensor) -> None:
+        token = self.sample(buffers.logits, draws[step]) if request.temperature else self.greedy(buffers.logits)
+        buffers.token.copy_(token)
+        buffers.tokens_host[step : step + 1].copy_(token, non_blocking=True)
+
 
 def dynamic_ops(name: str) -> DynamicOps:
     """The implementation called ``name``; each is imported, and compiled, only when it is asked for."""
@@ -45,6 +63,8 @@ def dynamic_ops(name: str) -> DynamicOps:
         from hybridgraph.ops.torchscript import OPS
     elif name == "inductor":
         from hybridgraph.ops.inductor import OPS
+    elif name == "fused":
+        from hybridgraph.ops.fused import OPS
     else:
-        raise UserError(f"unknown dynamic operations '{name}': one of native, torchscript, inductor")
+        raise UserError(f"unknown dynamic operations '{name}': one of native, torchscript, inductor, fused")
     return OPS

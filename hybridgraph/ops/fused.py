@@ -1,0 +1,35 @@
+"""Dynamic operations with nothing between a request's one copy and its replay, and one kernel behind it.
+
+Preprocessing is how the host packs the request: padded, in the order in which the graph reads it. Draws are
+made while the replay runs and travel as the kernel's arguments; the kernel writes the id where the next
+decode step reads it and, over the bus, where the host does. A CPU samples as native does.
+"""
+
+from __future__ import annotations
+
+from hybridgraph.buffers import StaticBuffers
+from hybridgraph.ops import DynamicOps, native
+from hybridgraph.records import Request
+
+
+class FusedOps(DynamicOps):
+    """The functions of tensors are native's: who runs them on other buffers has these copies to make anyway."""
+
+    def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
+        buffers.place(request, length)
+
+    def choose(self, request: Request, step: int, buffers: StaticBuffers) -> None:
+        if step == 0:
+            buffers.draw(request)
+        if not buffers.logits.is_cuda:
+            self._choose(request, step, buffers, buffers.draws_host)
+            return
+        from hybridgraph.ops.sampling import launch_greedy, launch_sample
+
+        if request.temperature:
+            launch_sample(buffers.logits, *buffers.draw_at(step), buffers.token, buffers.tokens_host, step)
+        else:
+            launch_greedy(buffers.logits, buffers.token, buffers.tokens_host, step)
+
+
+OPS = FusedOps(name="fused", preprocess=native.preprocess, sample=native.sample, greedy=native.greedy)
