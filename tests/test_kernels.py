@@ -216,8 +216,9 @@ def chosen(launch: Callable[..., None], logits: Tensor, *draw: float) -> int:
     told = torch.full((20,), -1, pin_memory=DEVICE.type == "cuda")
     step = randint(0, 19)
     launch(logits, *draw, token, told, step)
-    assert told.tolist() == [int(token) if i == step else -1 for i in range(20)]  # reading the token waits for it
-    return int(token)
+    choice = int(token)  # which waits for the kernel
+    assert told.tolist() == [choice if i == step else -1 for i in range(20)]
+    return choice
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 100, 500])
