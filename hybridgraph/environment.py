@@ -12,6 +12,7 @@ import torch
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
+from hybridgraph.nvml import describe_gpu
 from hybridgraph.progress import say
 from hybridgraph.roofline import Rates
 from hybridgraph.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
@@ -82,36 +83,15 @@ def _version(package: str) -> str | None:
 
 
 def _describe_gpu(device: torch.device) -> dict[str, Any]:
-    """Clocks, power cap and driver as NVML tells them; a question it does not answer is stored as its refusal."""
-    import pynvml
-
     properties = torch.cuda.get_device_properties(device)
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-        questions = {
-            "driver": pynvml.nvmlSystemGetDriverVersion,
-            "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "memory_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-            "max_sm_clock_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "power_cap_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-            "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-        }
-        answers = {}
-        for name, ask in questions.items():
-            try:
-                answers[name] = ask()
-            except pynvml.NVMLError as error:
-                answers[name] = f"not told: {error}"
-    finally:
-        pynvml.nvmlShutdown()
+    uuid = f"GPU-{properties.uuid}"
     return {
         "name": properties.name,
+        "uuid": uuid,
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
         "compute_capability": f"{properties.major}.{properties.minor}",
-    } | answers
+    } | describe_gpu(uuid)
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates | None:

@@ -13,15 +13,17 @@ import gc
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from itertools import pairwise
+from typing import Any
 
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
+from hybridgraph.nvml import GpuMeter
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.prompts import Prompts, RandomPrompts
 from hybridgraph.provenance import project_commit
@@ -45,15 +47,20 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     environment = {"identity": asdict(writer.identity), "configuration": config.as_json(), "source": asdict(info)}
     update_environment(config.output_path, "cases", case.name, environment)
     lengths = sorted(set(config.prompt_lengths))
-    with _collector_frozen(), progress_bars() as advance:
+    spent: dict[str, dict[int, Any]] = {phase: {} for phase, _ in phases(config)}
+    with _collector_frozen(), progress_bars() as advance, _meter(info) as meter:
         loop.warm_up(config.warmup)
         for phase, count in phases(config):
             for number, length in enumerate(lengths):
                 advance(f"{case.title}: {phase}", number, len(lengths))
                 if not writer.is_done(phase, length, count):
-                    writer.add(loop.row(phase, length, count))
+                    meter()
+                    row = loop.row(phase, length, count)
+                    spent[phase][length] = meter()
+                    writer.add(row)
             advance(f"{case.title}: {phase}", len(lengths), len(lengths))
-    update_environment(config.output_path, "cases", case.name, environment | {"stats": source.stats()})
+    environment |= {"stats": source.stats(), "gpu_spent": spent}
+    update_environment(config.output_path, "cases", case.name, environment)
     writer.write_summaries()
     return writer
 
@@ -197,6 +204,17 @@ def protocol_name(config: Config) -> str:
 
 def _collections() -> int:
     return sum(generation["collections"] for generation in gc.get_stats())
+
+
+@contextmanager
+def _meter(info: SourceInfo) -> Iterator[Callable[[], dict[str, Any]]]:
+    """What the GPU spent since the call before; nothing where there is none."""
+    uuid = info.environment.get("gpu", {}).get("uuid")
+    if uuid is None:
+        yield dict
+    else:
+        with closing(GpuMeter(uuid)) as meter:
+            yield meter.lap
 
 
 @contextmanager

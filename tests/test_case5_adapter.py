@@ -33,7 +33,7 @@ CHECKPOINT = Checkpoint(
     name="m", location="m", dtype="float16", load_format="dummy", config={}, end_id=2, special_ids=(2,)
 )
 
-GPU = Gpu(name="d", driver="550.1", cuda=(12, 4), memory_bytes=1, visible="0")
+GPU = Gpu(name="d", uuid="GPU-0", driver="550.1", cuda=(12, 4), memory_bytes=1, visible="0")
 
 
 class PlayedBack:

@@ -34,7 +34,7 @@ LAYERS: dict[str, int] = {
     for layer, names in enumerate(
         (
             "errors config cases records stats roofline results prompts progress provenance shapes summary signals",
-            "environment hub model buffers timing ops forward graphs engine",
+            "nvml environment hub model buffers timing ops forward graphs engine",
             "ipc server client shared_client lending waiting",
             "runner sources build main",
         )

@@ -73,6 +73,18 @@ def test_tables_winner_ties_and_average(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_the_gpu_spent_is_told_by_time_and_by_request(tmp_path: Path) -> None:
+    write(tmp_path, CASE4, {10: 5.0, 400: 10.0})  # five samples a row
+    counted = {"wall_ms": 2000.0, "energy_j": 1000.0, "power_capped_ms": 500.0, "sm_clock_mhz": 1500}
+    refused = counted | {"energy_j": "not told: Not Supported"}
+    spent = {str(n): row | {"thermally_capped_ms": 0.0} for n, row in ((400, refused), (10, counted))}
+    environment = {"cases": {CASE4.name: {"gpu_spent": {"p99": spent, "ttft": {}}}}, "not_run": {}}
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert "| JIT+CUDA | 10 | 500.00 | 200.00 | 25.00 | 0.00 | 1500 |\n| JIT+CUDA | 400 | not told" in report
+
+
 def test_rows_of_another_machine_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, CASE1, {10: 20.0}, device="other GPU", run_id="old")
     write(tmp_path, CASE4, {10: 5.0}, started="2026-02-02T00:00:00+00:00")

@@ -23,8 +23,11 @@ class BackgroundCapture:
         self._thread.start()
 
     def notify(self) -> None:
-        """A request was served: the policy may want something."""
-        self._work.set()
+        """A request was served. The thread wakes up only if the policy wants something: it takes the interpreter
+        from the thread that serves, and the next request may be there already.
+        """
+        if self._pool.cache.has_wishes:
+            self._work.set()
 
     def close(self) -> None:
         """Stop after the capture in progress; graphs may be freed once this returns."""

@@ -163,6 +163,11 @@ class GraphCache(Generic[Graph]):
         self.counters.evicted += 1
         return graph
 
+    @property
+    def has_wishes(self) -> bool:
+        """Whether ``next_wanted`` has anything to choose from."""
+        return bool(self._wanted)
+
     def next_wanted(self) -> int | None:
         """The length to capture next, taken off the list; None where nothing is worth its place in the pool."""
         if len(self._graphs) >= self._max_graphs and self._first_redundant() is None:

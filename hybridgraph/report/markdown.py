@@ -31,6 +31,8 @@ def render(results: Results, tables: dict[str, Table], plots: Sequence[str]) -> 
     sections += ["## The published claims", _claims(tables)]
     if economics := _economics(results):
         sections += ["## What graphs cost", economics]
+    if spent := _spent(results):
+        sections += ["## What the GPU spent", spent]
     return "\n\n".join(sections) + "\n"
 
 
@@ -97,6 +99,38 @@ def _economics(results: Results) -> str:
         "counters",
     ]
     return _grid(heading, rows) if rows else ""
+
+
+def _spent(results: Results) -> str:
+    """Power, energy and clock under each length's P99 requests, which follow each other without a pause."""
+    rows = []
+    for case in results.cases("p99"):
+        lengths = results.environment.get("cases", {}).get(case.name, {}).get("gpu_spent", {}).get("p99", {})
+        for length, spent in sorted(lengths.items(), key=lambda item: int(item[0])):
+            if spent and case.name in results.tables["p99"]:
+                requests = results.tables["p99"][case.name]["samples"].get(int(length), math.nan)
+                rows.append([case.title, length, *map(_cell, _rates_of(spent, requests))])
+    heading = [
+        "case",
+        "tokens",
+        "W",
+        "J a request",
+        "% of time capped by power",
+        "by temperature",
+        "SM clock after, MHz",
+    ]
+    return _grid(heading, rows) if rows else ""
+
+
+def _rates_of(spent: dict[str, Any], requests: float) -> list[object]:
+    """What was counted over a row, by time and by request; a refusal stays as it was told."""
+
+    def scaled(key: str, factor: float) -> object:
+        return spent[key] if isinstance(spent[key], str) else spent[key] * factor
+
+    wall_ms = spent["wall_ms"]
+    shares = [scaled(key, 100 / wall_ms) for key in ("power_capped_ms", "thermally_capped_ms")]
+    return [scaled("energy_j", 1e3 / wall_ms), scaled("energy_j", 1 / requests), *shares, spent["sm_clock_mhz"]]
 
 
 def _grid(heading: Sequence[str], rows: Iterable[Sequence[str]], *, bold_last: bool = False) -> str:

@@ -14,6 +14,7 @@ class Gpu:
     """What the driver tells."""
 
     name: str
+    uuid: str
     driver: str
     cuda: tuple[int, int]  # newest CUDA that the driver supports
     memory_bytes: int
@@ -59,6 +60,7 @@ def _ask(nvml: Any, device: str, engine: str) -> Gpu:
     cuda = nvml.nvmlSystemGetCudaDriverVersion()
     return Gpu(
         name=_text(nvml.nvmlDeviceGetName(handle)),
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
         driver=_text(nvml.nvmlSystemGetDriverVersion()),
         cuda=(cuda // 1000, cuda % 1000 // 10),
         memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),

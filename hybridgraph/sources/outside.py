@@ -44,7 +44,7 @@ def info_of_engine(
             "python": platform.python_version(),
             "system": platform.platform(),
             "packages": versions(*packages, "torch", "transformers", "numpy"),
-            "gpu": {"name": gpu.name, "driver": gpu.driver, "memory_bytes": gpu.memory_bytes},
+            "gpu": {"name": gpu.name, "uuid": gpu.uuid, "driver": gpu.driver, "memory_bytes": gpu.memory_bytes},
             "engine": arguments.as_json(),
             "resolved_configuration": config.as_json() | {"model": checkpoint.name, "dtype": checkpoint.dtype},
         },

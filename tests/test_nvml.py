@@ -1,0 +1,24 @@
+"""The driver's counters, on a GPU: there is nothing to ask elsewhere."""
+
+import pytest
+import torch
+
+from hybridgraph.environment import describe
+from hybridgraph.nvml import GpuMeter
+
+pytestmark = pytest.mark.gpu
+
+
+def test_a_lap_counts_the_work_since_the_last_one() -> None:
+    gpu = describe(torch.device("cuda"))["gpu"]
+    meter = GpuMeter(gpu["uuid"])
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    meter.lap()
+    for _ in range(400):
+        matrix @ matrix
+    torch.cuda.synchronize()
+    busy = meter.lap()
+    meter.close()
+    assert busy["energy_j"] * 1e3 / busy["wall_ms"] > 100, "W"
+    assert 0 <= busy["power_capped_ms"] <= busy["wall_ms"] * 1.5
+    assert 0 < busy["sm_clock_mhz"] <= gpu["max_sm_clock_mhz"]
