@@ -24,15 +24,16 @@ class StaticBuffers:
     def __init__(self, *, positions: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
         pinned = device.type == "cuda"
         self.positions = positions
-        self._input = torch.zeros(positions + 1, dtype=torch.int64, device=device)
+        self._input = torch.zeros(positions + 2, dtype=torch.int64, device=device)
         self.ids = self._input[:positions]  # a prefill graph's input
-        self.last = self._input[positions:]  # index of the last real id
+        self.last = self._input[positions : positions + 1]  # index of the last real id
+        self.start = self._input[positions + 1 :]  # index of the first id that the graph reads
         self.token = torch.zeros(1, dtype=torch.int64, device=device)  # a decode graph's input
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # where that token goes
         self.logits = torch.zeros(vocab_size, dtype=dtype, device=device)
         self._packed = torch.zeros(2 * positions, dtype=torch.int64, device=device)
         self.draws = _as_draws(self._packed)  # as they were staged
-        self._input_host = torch.zeros(positions + 1, dtype=torch.int64, pin_memory=pinned)
+        self._input_host = torch.zeros(positions + 2, dtype=torch.int64, pin_memory=pinned)
         self._packed_host = torch.zeros(2 * positions, dtype=torch.int64, pin_memory=pinned)
         self.draws_host = _as_draws(self._packed_host)
         self.tokens_host = torch.zeros(positions, dtype=torch.int64, pin_memory=pinned)
@@ -43,11 +44,11 @@ class StaticBuffers:
         self._tokens_words = self.tokens_host.numpy()
 
     def place(self, request: Request, length: int) -> None:
-        """Send the request, padded with id 0 to ``length``, straight into ``ids`` and ``last``."""
+        """Send the request, padded with id 0 to ``length``, straight into ``ids`` and ``last``; ``start`` is 0."""
         num_ids, words = len(request.prompt_ids), self._input_words
         words[:num_ids] = request.prompt_ids
         words[num_ids:length] = 0
-        words[-1] = num_ids - 1
+        words[self.positions :] = num_ids - 1, 0
         # Whole: slicing both sides would cost the host more than these few kilobytes cost the bus.
         self._input.copy_(self._input_host, non_blocking=True)
 

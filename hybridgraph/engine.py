@@ -26,7 +26,7 @@ from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
 from hybridgraph.graphs.background import BackgroundCapture
 from hybridgraph.graphs.capture import CapturedGraph, Stopwatch, backend_for
 from hybridgraph.graphs.policy import GraphCache, rule_by_name
-from hybridgraph.graphs.pool import GraphPool, Plan, Progress
+from hybridgraph.graphs.pool import GraphPool, Plan, Progress, eagerly
 from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
 from hybridgraph.ops import dynamic_ops
 from hybridgraph.records import Report, Request, SourceInfo, check_request
@@ -54,26 +54,28 @@ class StaticOperations:
     """A forward bound to the engine's buffers: what graphs capture."""
 
     def __init__(self, forward: Forward, buffers: StaticBuffers, positions: int) -> None:
+        self.chunks = forward.chunks
         self._forward = forward
         self._buffers = buffers
         self._cache = forward.allocate_cache(positions)
 
     def run_prefill(self, length: int) -> None:
         buffers = self._buffers
-        self._forward.prefill(buffers.ids[:length], buffers.last, self._cache, buffers.logits)
+        self._forward.prefill(buffers.ids, length, buffers.start, buffers.last, self._cache, buffers.logits)
 
     def run_decode(self) -> None:
         buffers = self._buffers
         self._forward.decode(buffers.token, buffers.position, self._cache, buffers.logits)
 
-    def park(self) -> None:
-        self._buffers.last.zero_()
+    def point_at(self, start: int, last: int) -> None:
+        self._buffers.start.fill_(start)
+        self._buffers.last.fill_(last)
 
     def rehearse_prefill(self, length: int) -> None:
         """Prefill on ids, cache and logits of its own: background warm-up must not touch a live request's."""
-        ids = torch.zeros_like(self._buffers.ids[:length])
-        last, logits = torch.zeros_like(self._buffers.last), torch.empty_like(self._buffers.logits)
-        self._forward.prefill(ids, last, self._forward.allocate_cache(length), logits)
+        ids, first = torch.zeros_like(self._buffers.ids[:length]), torch.zeros_like(self._buffers.start)
+        logits = torch.empty_like(self._buffers.logits)
+        self._forward.prefill(ids, length, first, first, self._forward.allocate_cache(length), logits)
 
 
 class HybridEngine:
@@ -185,7 +187,7 @@ class HybridEngine:
         with self._lock():
             self._timer.start()
             plan = self._plan(length)
-            self._buffers.last.fill_(length - 1)  # a capture, here or in the background, parks it
+            self._static.point_at(0, length - 1)  # a capture, here or in the background, points elsewhere
             plan.run()
             self._timer.stop()
             self._served(length, plan)
@@ -233,9 +235,7 @@ class HybridEngine:
                 self._ops.choose(Request(prompt_ids=[0], temperature=temperature), 0, self._buffers)
 
     def _plan(self, length: int) -> Plan:
-        return (
-            self._pool.plan(length) if self._pool else Plan(length, "eager", lambda: self._static.run_prefill(length))
-        )
+        return self._pool.plan(length) if self._pool else eagerly(self._static, length)
 
     def _served(self, length: int, plan: Plan) -> None:
         if self._pool:
@@ -249,7 +249,7 @@ class HybridEngine:
 
     def _launch_prefill(self, request: Request, plan: Plan) -> None:
         buffers = self._buffers
-        self._ops.place(request, plan.key, buffers)
+        self._ops.place(request, plan.room, buffers)
         plan.run()
         self._choose(request, 0)
         self._timer.stop()

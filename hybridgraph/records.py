@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, Protocol
 from hybridgraph.errors import UserError
 from hybridgraph.roofline import ModelShape, Rates
 
-GraphPath = Literal["exact", "padded", "captured", "eager"]
-GRAPH_PATHS: tuple[GraphPath, ...] = ("exact", "padded", "captured", "eager")
+GraphPath = Literal["exact", "padded", "captured", "eager", "chunked"]
+_STUDY_PATHS: tuple[GraphPath, ...] = ("exact", "padded", "captured", "eager")
+GRAPH_PATHS: tuple[GraphPath, ...] = (*_STUDY_PATHS, "chunked")
 
 # "cold": the process's first request; "first_seen": the first at its prompt length; "warm": every other.
 Warmth = Literal["cold", "first_seen", "warm"]
@@ -142,12 +143,14 @@ IDENTITY_COLUMNS = tuple(f.name for f in fields(RunIdentity))
 TTFT_COLUMNS = (
     "prompt_length", "mean_ms", "std_ms", "min_ms", "max_ms", "samples",
     "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio",
-    *GRAPH_PATHS, *IDENTITY_COLUMNS, "cold_ms", "warm_p50_ms", "warm_samples", "engine_ttft_ms", "gc_collections",
+    *_STUDY_PATHS, *IDENTITY_COLUMNS, "cold_ms", "warm_p50_ms", "warm_samples", "engine_ttft_ms", "gc_collections",
+    "chunked",
 )  # fmt: skip
 
 P99_COLUMNS = (
     "prompt_length", "mean_ms", "p99_ms", "samples",
-    *GRAPH_PATHS, *IDENTITY_COLUMNS, "p50_ms", "min_ms", "max_ms", "device_mean_ms", "device_p99_ms", "gc_collections",
+    *_STUDY_PATHS, *IDENTITY_COLUMNS, "p50_ms", "min_ms", "max_ms", "device_mean_ms", "device_p99_ms", "gc_collections",
+    "chunked",
 )  # fmt: skip
 
 DECODE_COLUMNS = (

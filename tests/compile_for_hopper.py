@@ -63,7 +63,8 @@ def main() -> None:
         forward = FusedForward(AutoModelForCausalLM.from_config(config, dtype=torch.float16), kernels)
         cache, logits = forward.allocate_cache(256), torch.empty(500, dtype=torch.float16)
         for length in (10, 100, 200):  # one of each block of attention
-            forward.prefill(torch.zeros(length, dtype=torch.long), torch.tensor([length - 1]), cache, logits)
+            ids, start, last = torch.zeros(length, dtype=torch.long), torch.tensor([0]), torch.tensor([length - 1])
+            forward.prefill(ids, length, start, last, cache, logits)
         forward.decode(torch.zeros(1, dtype=torch.long), torch.tensor([200]), cache, logits)
     hidden = torch.zeros(100, 4096, dtype=torch.float16)
     kernels.add_norm(hidden, torch.zeros(4, 100, 4096), hidden[0], 1e-5)

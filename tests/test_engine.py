@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ CASE4 = EngineOptions(ops="torchscript", graphs="padded")
 
 def open_engine(loaded: LoadedModel, options: EngineOptions) -> HybridEngine:
     return HybridEngine(loaded, options, loaded.info())
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def greedy(source: HuggingFaceSource | LocalEngineSource, prompt: list[int], new_tokens: int) -> list[int]:
@@ -186,6 +194,43 @@ def test_lengths_beyond_the_largest_graph_roll_through_the_pool(loaded: LoadedMo
             assert greedy(LocalEngineSource(engine), prompt, 3) == greedy(baseline, prompt, 3)
         assert engine.stats()["graphs_held"] == 3
         assert engine.stats()["counters"]["captured"] == 4
+
+
+def test_a_long_first_seen_prompt_runs_in_pieces_and_then_by_its_own_graph(
+    loaded: LoadedModel, random_ids: Ids
+) -> None:
+    prompts = [random_ids(200, 500) for _ in range(2)]
+    baseline = HuggingFaceSource(loaded, loaded.info())
+    options = EngineOptions(ops="fused", forward="fused", precapture=(30, 90), positions=256)
+    with open_engine(loaded, options) as engine:
+        paths = []
+        for prompt in prompts:
+            assert greedy(LocalEngineSource(engine), prompt, 40) == greedy(baseline, prompt, 40)
+            paths.append(engine.report.graph_path)
+            wait_until(lambda: engine.stats()["counters"]["background"] == 1)
+        assert paths == ["chunked", "exact"]
+        assert engine.stats()["counters"]["chunked"] == 1
+
+
+def test_a_client_that_fills_the_buffers_itself_is_served_in_pieces_too(loaded: LoadedModel, random_ids: Ids) -> None:
+    prompt = random_ids(200, 500)
+    options = EngineOptions(ops="native", forward="fused", precapture=(30, 90), positions=256, async_capture=False)
+    with open_engine(loaded, options) as engine:
+        expected = list(engine.generate(prompt, 1))
+        shared = engine.shared_tensors()
+        shared["ids"].zero_()
+        shared["ids"][:200] = torch.tensor(prompt)
+        with engine.hold():
+            assert engine.replay_prefill(200).graph_path == "chunked"
+        assert [int(shared["logits"].argmax())] == expected
+        assert int(shared["last"]) == 199
+
+
+def test_a_forward_that_needs_the_whole_prompt_is_captured_instead(loaded: LoadedModel, random_ids: Ids) -> None:
+    options = EngineOptions(ops="native", precapture=(30, 90), positions=256, async_capture=False)
+    with open_engine(loaded, options) as engine:
+        list(engine.generate(random_ids(200, 500), 1))
+        assert engine.report.graph_path == "captured"
 
 
 # --- on an NVIDIA GPU ---------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The fused forward on the CPU: the ids and logits of the Hugging Face forward, on the same single copy of weights."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,17 +56,28 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedModel:
     return build(request.param, tmp_path)
 
 
-def prefill(forward: FusedForward, ids: list[int], padded_to: int, positions: int = 192) -> tuple[Tensor, object]:
+def prefill(
+    forward: FusedForward, ids: list[int], padded_to: int, positions: int = 192, starts: Sequence[int] = (0,)
+) -> tuple[Tensor, object]:
+    """Run ``ids`` in pieces that begin at ``starts``, the last one padded."""
     cache = forward.allocate_cache(positions)
     vocab = forward._weights.head.shape[0]
     logits = torch.full((vocab,), torch.nan)
     padded = torch.tensor(ids + [0] * (padded_to - len(ids)))
-    forward.prefill(padded, torch.tensor([len(ids) - 1]), cache, logits)
+    for start, end in pairwise([*starts, padded_to]):
+        last = min(end, len(ids)) - 1
+        forward.prefill(padded, end - start, torch.tensor([start]), torch.tensor([last]), cache, logits)
     return logits, cache
 
 
-def greedy(forward: FusedForward, ids: list[int], new_tokens: int, padded_to: int | None = None) -> list[int]:
-    logits, cache = prefill(forward, ids, padded_to or len(ids), len(ids) + new_tokens + 32)
+def greedy(
+    forward: FusedForward,
+    ids: list[int],
+    new_tokens: int,
+    padded_to: int | None = None,
+    starts: Sequence[int] = (0,),
+) -> list[int]:
+    logits, cache = prefill(forward, ids, padded_to or len(ids), len(ids) + new_tokens + 32, starts)
     answer = [int(logits.argmax())]
     while len(answer) < new_tokens:
         position = torch.tensor([len(ids) + len(answer) - 1])
@@ -117,6 +130,19 @@ def test_a_padded_prompt_answers_as_the_exact_one(model: PreTrainedModel, random
     padded, _ = prefill(forward, ids, 50)
     assert relative_error(padded, exact) < 1e-5
     assert greedy(forward, ids, 30, padded_to=50) == greedy(forward, ids, 30)
+
+
+@torch.inference_mode()
+def test_a_prompt_in_pieces_answers_as_the_whole_one(model: PreTrainedModel, random_ids: Ids) -> None:
+    """Cut anywhere, and padded at the end."""
+    ids = random_ids(61, 500)
+    expected, answer = model(torch.tensor([ids])).logits[0, -1], generated(model, ids, 64)
+    forward = FusedForward(model)
+    for _ in range(3):
+        starts = [0, *sorted(random.sample(range(1, 61), 3))]
+        chunked, _ = prefill(forward, ids, 70, starts=starts)
+        assert relative_error(chunked, expected) < 1e-4
+        assert greedy(forward, ids, 64, padded_to=70, starts=starts) == answer
 
 
 @torch.inference_mode()

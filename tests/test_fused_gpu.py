@@ -1,5 +1,6 @@
 """The fused forward in half precision on a GPU: as close to the float32 reference as the module's own forward is."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -68,14 +69,18 @@ class Buffers:
     def __init__(self, forward: FusedForward, ids: list[int], padded_to: int) -> None:
         padding = torch.randint(VOCAB, (padded_to - len(ids),)).tolist()
         self.ids = torch.tensor(ids + padding, device="cuda")
-        self.last = torch.tensor([len(ids) - 1], device="cuda")
+        self.start, self.last = (torch.tensor([at], device="cuda") for at in (0, len(ids) - 1))
         self.cache = forward.allocate_cache(POSITIONS)
-        self.cache.keys.fill_(torch.nan)  # what no one wrote must not be read
-        self.cache.values.fill_(torch.nan)
-        self.logits = torch.full((VOCAB,), torch.nan, dtype=torch.float16, device="cuda")
+        self.logits = torch.empty(VOCAB, dtype=torch.float16, device="cuda")
+        self.poison()
 
-    def prefill(self, forward: FusedForward) -> Tensor:
-        forward.prefill(self.ids, self.last, self.cache, self.logits)
+    def poison(self) -> None:
+        """What no one wrote must not be read."""
+        for tensor in (self.cache.keys, self.cache.values, self.logits):
+            tensor.fill_(torch.nan)
+
+    def prefill(self, forward: FusedForward, length: int | None = None) -> Tensor:
+        forward.prefill(self.ids, length or self.ids.numel(), self.start, self.last, self.cache, self.logits)
         return self.logits.clone()
 
 
@@ -111,6 +116,31 @@ def test_prefill_is_as_exact_as_the_module(
         graph.replay()
         assert error(buffers.logits, expected) <= limit
         assert torch.equal(buffers.logits, eager)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [2, 65, 137, 400])
+def test_prefill_in_pieces_is_as_exact_as_the_module(
+    models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
+) -> None:
+    """Two graphs, cut anywhere, the second one padded."""
+    half, full = models
+    ids = random_ids(length, VOCAB)
+    prompt = torch.tensor([ids], device="cuda")
+    expected = full(prompt, logits_to_keep=1).logits[0, 0]
+    limit = min(1e-2, 1.05 * error(half(prompt, logits_to_keep=1).logits[0, 0], expected))
+    forward = FusedForward(half)
+    buffers = Buffers(forward, ids, length + 13)
+    cut = random.randint(1, length - 1)
+    pieces = [(0, cut, cut - 1), (cut, length + 13 - cut, length - 1)]
+    buffers.last.zero_()  # inside of either, while they are captured
+    graphs = [captured(lambda size=size: buffers.prefill(forward, size)) for _, size, _ in pieces]
+    buffers.poison()
+    for graph, (start, _, last) in zip(graphs, pieces, strict=True):
+        buffers.start.fill_(start)
+        buffers.last.fill_(last)
+        graph.replay()
+    assert error(buffers.logits, expected) <= limit
 
 
 @torch.inference_mode()

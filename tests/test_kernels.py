@@ -101,8 +101,10 @@ def plain_norms(norms: HeadNorms) -> HeadNorms:
 def test_norms(width: int) -> None:
     hidden, weight = rows(randint(1, 20), width) * 3, rows(width)
     assert_close(*same("norm", hidden, weight, EPS))
-    ids = torch.randint(50, (randint(1, 20),), device=DEVICE)
-    (copied, normed), (plain_copied, plain_normed) = same("embed_norm", ids, rows(50, width), weight, EPS)
+    ids, start = torch.randint(50, (30,), device=DEVICE), torch.tensor([randint(0, 10)], device=DEVICE)
+    (copied, normed), (plain_copied, plain_normed) = same(
+        "embed_norm", ids, start, randint(1, 20), rows(50, width), weight, EPS
+    )
     assert torch.equal(copied.float(), plain_copied)
     assert_close(normed, plain_normed)
 
@@ -142,29 +144,34 @@ def test_one_row_swiglu(num_rows: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_prompt_attention(attention: Attention, length: int) -> None:
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "piece"])
+def test_prompt_attention(attention: Attention, length: int, in_pieces: bool) -> None:
+    """A whole prompt, or a piece of one behind the slots that the pieces before have filled."""
     heads, norms = attention.heads, attention.norms
+    before = min(attention.length, POSITIONS - length) if in_pieces else 0
+    start, end = torch.tensor([before], device=DEVICE), before + length
     qkv = rows(length, heads.query_width + 2 * heads.key_width)
     plain_qkv = qkv.float()
     for slots in (attention.triton.keys, attention.triton.values):
-        slots.fill_(torch.nan)
-    TritonKernels().rotate_store(qkv, heads.queries, heads, norms, attention.triton)
-    ReferenceKernels().rotate_store(plain_qkv, heads.queries, heads, plain_norms(norms), attention.plain)
+        slots[:, before:] = torch.nan
+    TritonKernels().rotate_store(qkv, heads.queries, start, heads, norms, attention.triton)
+    ReferenceKernels().rotate_store(plain_qkv, heads.queries, start, heads, plain_norms(norms), attention.plain)
     assert_close(qkv[:, : heads.query_width], plain_qkv[:, : heads.query_width])
-    assert_close(attention.triton.keys[:, :length], attention.plain.keys[:, :length])
-    assert_close(attention.triton.values[:, :length], attention.plain.values[:, :length])
-    assert attention.triton.keys[:, length:].isnan().all(), "nothing is written behind the prompt"
+    assert_close(attention.triton.keys[:, :end], attention.plain.keys[:, :end])
+    assert_close(attention.triton.values[:, :end], attention.plain.values[:, :end])
+    assert attention.triton.keys[:, end:].isnan().all(), "nothing is written behind the prompt"
     assert_close(
-        TritonKernels().attend(qkv, heads, attention.triton),
-        ReferenceKernels().attend(plain_qkv, heads, attention.plain),
+        TritonKernels().attend(qkv, start, heads, attention.triton),
+        ReferenceKernels().attend(plain_qkv, start, heads, attention.plain),
     )
 
 
 def test_keys_and_values_alone_are_stored(attention: Attention) -> None:
     heads, norms = attention.heads, attention.norms
     kv = rows(attention.length, 2 * heads.key_width)
-    TritonKernels().rotate_store(kv, 0, heads, norms, attention.triton)
-    ReferenceKernels().rotate_store(kv.float(), 0, heads, plain_norms(norms), attention.plain)
+    start = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    TritonKernels().rotate_store(kv, 0, start, heads, norms, attention.triton)
+    ReferenceKernels().rotate_store(kv.float(), 0, start, heads, plain_norms(norms), attention.plain)
     for stored, plain in (
         (attention.triton.keys, attention.plain.keys),
         (attention.triton.values, attention.plain.values),
@@ -187,16 +194,17 @@ def test_one_row_attention(attention: Attention, store: bool) -> None:
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "qwen3"])  # grouped heads, biases, head norms
 @torch.inference_mode()
 def test_the_whole_forward(name: str, tmp_path: Path) -> None:
-    """Prefill, padded, and then one token: the logits of plain kernels on the same half-precision weights."""
+    """Prefill in two pieces, padded, and then one token: as by plain kernels on the same half-precision weights."""
     model = tiny_model(name, tmp_path, device=str(DEVICE), dtype="float16").module
-    length = randint(1, 16)
-    ids = torch.randint(500, (length + 5,), device=DEVICE)
-    last = torch.tensor([length - 1], device=DEVICE)
+    first, length = randint(1, 20), randint(1, 16)
+    ids = torch.randint(500, (first + length + 5,), device=DEVICE)
+    zero, start, last = (torch.tensor([at], device=DEVICE) for at in (0, first, first + length - 1))
     answers = []
     for kernels in (TritonKernels(), ReferenceKernels()):
         forward = FusedForward(model, kernels)
         cache, logits = forward.allocate_cache(64), torch.empty(500, dtype=torch.float16, device=DEVICE)
-        forward.prefill(ids, last, cache, logits)
+        forward.prefill(ids, first, zero, start - 1, cache, logits)
+        forward.prefill(ids, length + 5, start, last, cache, logits)
         answers.append([logits.clone()])
         forward.decode(ids[-1:], last + 1, cache, logits)
         answers[-1].append(logits)
@@ -244,6 +252,7 @@ def test_impossible_ids_are_not_chosen() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's NumPy
 def test_logits_without_meaning_still_choose_an_id(value: float) -> None:
     """A decode step reads that row of the embedding: outside of it the process would end."""
     logits = torch.full((200,), value, device=DEVICE).half()

@@ -34,13 +34,18 @@ class Forward(Protocol):
     @property
     def name(self) -> str: ...
 
-    def prefill(self, ids: Tensor, last: Tensor, cache: Any, logits: Tensor) -> None:
-        """Run a whole prompt.
+    @property
+    def chunks(self) -> bool:
+        """Whether a prompt may come in several pieces; otherwise ``start`` is always 0."""
+        ...
 
-        ``ids``: int64 [length], padded on the right; ``last``: int64 [1], the index of the last real
-        id. Writes keys and values of positions 0 … length-1 into ``cache`` (those of padding are
-        overwritten before anything reads them) and the logits of position ``last`` into ``logits``
-        [vocab], in the model's precision.
+    def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: Any, logits: Tensor) -> None:
+        """Run a prompt, or the next piece of one.
+
+        ``ids``: int64 [>= start + length], the prompt, padded on the right; ``start``, ``last``: int64 [1],
+        the index of the piece's first id and that of the last real id in it. Writes keys and values of positions
+        start … start+length-1 into ``cache`` (those of padding are overwritten before anything reads them)
+        and the logits of position ``last`` into ``logits`` [vocab], in the model's precision.
         """
         ...
 

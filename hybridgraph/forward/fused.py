@@ -40,6 +40,7 @@ class FusedForward:
     """
 
     name = "fused"
+    chunks = True
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels | None = None) -> None:
         weights = merge_weights(model)
@@ -64,14 +65,14 @@ class FusedForward:
             angles.sin() * weights.rope_scale,
         )
 
-    def prefill(self, ids: Tensor, last: Tensor, cache: FusedCache, logits: Tensor) -> None:
+    def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: FusedCache, logits: Tensor) -> None:
         weights, kernels = self._weights, self._kernels
         layers = weights.layers
-        hidden, normed = kernels.embed_norm(ids, weights.embedding, layers[0].input_norm, weights.eps)
+        hidden, normed = kernels.embed_norm(ids, start, length, weights.embedding, layers[0].input_norm, weights.eps)
         for number, (layer, after) in enumerate(pairwise(layers)):
-            normed = self._all_rows(layer, after, hidden, normed, cache.slots(number))
-        self._store_only(layers[-1], normed, cache.slots(len(layers) - 1))
-        row = hidden.index_select(0, last)
+            normed = self._all_rows(layer, after, hidden, normed, start, cache.slots(number))
+        self._store_only(layers[-1], normed, start, cache.slots(len(layers) - 1))
+        row = hidden.index_select(0, last - start)
         query = self._one_row_project(layers[-1], row, self._heads.query_width)
         self._one_row(layers[-1], row, query, last, cache.slots(len(layers) - 1), store=False)
         self._project_out(row, logits)
@@ -85,23 +86,23 @@ class FusedForward:
         self._project_out(row, logits)
 
     def _all_rows(
-        self, layer: LayerWeights, after: LayerWeights, hidden: Tensor, normed: Tensor, slots: Slots
+        self, layer: LayerWeights, after: LayerWeights, hidden: Tensor, normed: Tensor, start: Tensor, slots: Slots
     ) -> Tensor:
         """Add ``layer`` to ``hidden``; returns it normed for the layer ``after``."""
         kernels, heads, eps = self._kernels, self._heads, self._weights.eps
         qkv = kernels.linear(normed, layer.qkv, layer.qkv_bias)
-        kernels.rotate_store(qkv, heads.queries, heads, layer.head_norms, slots)
-        attended = kernels.attend(qkv, heads, slots)
+        kernels.rotate_store(qkv, heads.queries, start, heads, layer.head_norms, slots)
+        attended = kernels.attend(qkv, start, heads, slots)
         normed = kernels.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, eps)
         gated = kernels.linear_swiglu(normed, layer.gate_up)
         return kernels.linear_add_norm(hidden, gated, layer.down, after.input_norm, eps)
 
-    def _store_only(self, layer: LayerWeights, normed: Tensor, slots: Slots) -> None:
+    def _store_only(self, layer: LayerWeights, normed: Tensor, start: Tensor, slots: Slots) -> None:
         """Keys and values of every position: all that later tokens need of the last layer."""
         width = self._heads.query_width
         bias = None if layer.qkv_bias is None else layer.qkv_bias[width:]
         kv = self._kernels.linear(normed, layer.qkv[width:], bias)
-        self._kernels.rotate_store(kv, 0, self._heads, layer.head_norms, slots)
+        self._kernels.rotate_store(kv, 0, start, self._heads, layer.head_norms, slots)
 
     def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
         bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]

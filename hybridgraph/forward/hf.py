@@ -22,6 +22,7 @@ class StaticHFForward:
     """
 
     name = "hf"
+    chunks = False
 
     def __init__(self, model: PreTrainedModel, positions: int) -> None:
         config = model.config.get_text_config()
@@ -47,10 +48,9 @@ class StaticHFForward:
             device=self._model.device,
         )
 
-    def prefill(self, ids: Tensor, last: Tensor, cache: KVCache, logits: Tensor) -> None:
-        length = ids.shape[0]
+    def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: KVCache, logits: Tensor) -> None:
         self._run(
-            ids,
+            ids[:length],
             self._positions[:, :length],
             self._bias[:length, :length],
             _PrefillSlots(cache),
@@ -114,6 +114,7 @@ class EagerHFForward:
     """The module's forward with the module's own growing cache: any architecture, launched kernel by kernel."""
 
     name = "hf"
+    chunks = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         parameters = inspect.signature(model.forward).parameters
@@ -126,9 +127,11 @@ class EagerHFForward:
         """A place for the cache of the answer in progress; the module grows it as it goes."""
         return []
 
-    def prefill(self, ids: Tensor, last: Tensor, cache: list[Cache], logits: Tensor) -> None:
+    def prefill(
+        self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: list[Cache], logits: Tensor
+    ) -> None:
         cache[:] = [DynamicCache(config=self._model.config)]
-        self._run(ids, cache, logits)
+        self._run(ids[:length], cache, logits)
 
     def decode(self, token: Tensor, position: Tensor, cache: list[Cache], logits: Tensor) -> None:
         self._run(token, cache, logits)

@@ -18,6 +18,20 @@ RECENT_LENGTHS = 64  # lengths a rule remembers to capture
 # below, the weights dominate it and only gross padding (more than 2 x) costs anything.
 FLAT_LENGTH = 80
 MAX_WASTE = 1 / 8
+# A long prompt in pieces reads the weights once for each: pieces that fill the chip cost little more than the whole.
+MAX_PIECES = 8
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt, from its id ``start`` on, and the captured length ``key`` that runs it."""
+
+    start: int
+    key: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.key
 
 
 class Rule(Protocol):
@@ -28,6 +42,10 @@ class Rule(Protocol):
 
     def choose(self, length: int, captured: Collection[int]) -> int | None:
         """The captured length that serves ``length``, or None."""
+        ...
+
+    def split(self, length: int, captured: Collection[int], max_length: int) -> list[Piece] | None:
+        """The pieces in which graphs of ``captured`` serve ``length`` that none serves whole, or None."""
         ...
 
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
@@ -47,6 +65,9 @@ class ExactRule:
     def choose(self, length: int, captured: Collection[int]) -> int | None:
         return length if length in captured else None
 
+    def split(self, length: int, captured: Collection[int], max_length: int) -> list[Piece] | None:
+        return None
+
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
         return [length + ahead for ahead in range(1, SUCCESSORS + 1)]
 
@@ -64,6 +85,23 @@ class PaddedRule:
             return length
         longest = 2 * length if length <= FLAT_LENGTH else int(length * (1 + MAX_WASTE))
         return min((key for key in captured if length <= key <= longest), default=None)
+
+    def split(self, length: int, captured: Collection[int], max_length: int) -> list[Piece] | None:
+        """Full pieces, the longest first, until the rest fits a graph; padding is bounded as for one graph."""
+        longest_end = min(int(length * (1 + MAX_WASTE)), max_length)
+        pieces: list[Piece] = []
+        start = 0
+        while len(pieces) < MAX_PIECES:
+            rest = length - start
+            last = min((key for key in captured if rest <= key <= longest_end - start), default=None)
+            full = max((key for key in captured if FLAT_LENGTH < key < rest), default=None)
+            if last is not None:
+                return [*pieces, Piece(start, last)]
+            if full is None:
+                break
+            pieces.append(Piece(start, full))
+            start += full
+        return None
 
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
         return [length] if served_by != length else []
@@ -89,6 +127,7 @@ class Counters:
     padded: int = 0
     captured: int = 0
     eager: int = 0
+    chunked: int = 0
     background: int = 0  # graphs captured behind the requests
     evicted: int = 0
     failed: int = 0  # captures that did not succeed
@@ -131,6 +170,15 @@ class GraphCache(Generic[Graph]):
             return None
         self._graphs.move_to_end(key)
         return key, self._graphs[key]
+
+    def look_up_pieces(self, length: int) -> list[tuple[Piece, Graph]] | None:
+        """As ``look_up``, for a length that no graph serves whole."""
+        pieces = self.rule.split(length, self._graphs, self._max_length)
+        if pieces is None:
+            return None
+        for piece in pieces:
+            self._graphs.move_to_end(piece.key)
+        return [(piece, self._graphs[piece.key]) for piece in pieces]
 
     def served(self, length: int, key: int, path: GraphPath) -> None:
         """Count an answer, and remember what it makes worth capturing (the latest wish is granted first)."""

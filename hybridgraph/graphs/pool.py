@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from hybridgraph.graphs.capture import MIB, CaptureCost, CapturedGraph, GraphBackend, Stopwatch
-from hybridgraph.graphs.policy import GraphCache
+from hybridgraph.graphs.policy import GraphCache, Piece
 from hybridgraph.records import GraphPath
 
 Progress = Callable[[str, int, int], None]
@@ -22,12 +22,19 @@ DECODE = 0  # the decode graph's key among the costs; no prompt has this length
 class Capturable(Protocol):
     """The static operations, bound to the engine's buffers."""
 
-    def run_prefill(self, length: int) -> None: ...
+    @property
+    def chunks(self) -> bool:
+        """Whether a prompt may be run in several pieces."""
+        ...
+
+    def run_prefill(self, length: int) -> None:
+        """Run ``length`` ids of the prompt, from where it was pointed at."""
+        ...
 
     def run_decode(self) -> None: ...
 
-    def park(self) -> None:
-        """Point at the first id: the request before may have left its last one beyond a shorter prompt."""
+    def point_at(self, start: int, last: int) -> None:
+        """What runs next reads ids from ``start`` on, the last real one of which is ``last``."""
         ...
 
     def rehearse_prefill(self, length: int) -> None:
@@ -37,11 +44,17 @@ class Capturable(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How one prompt runs: at which captured length, counted as what, by calling what."""
+    """How one prompt runs: at which captured length (its longest piece's), counted as what, by calling what."""
 
     key: int
     path: GraphPath
     run: Callable[[], None]
+    room: int  # how many ids that reads, padding included
+
+
+def eagerly(static: Capturable, length: int) -> Plan:
+    """The plan without any graph."""
+    return Plan(length, "eager", lambda: static.run_prefill(length), room=length)
 
 
 class GraphPool:
@@ -70,10 +83,13 @@ class GraphPool:
         """How a prompt of ``length`` will run; its graph is captured now if it has to be. Lock held until it ran."""
         if (found := self.cache.look_up(length)) is not None:
             key, graph = found
-            return Plan(key, "exact" if key == length else "padded", graph.replay)
+            return Plan(key, "exact" if key == length else "padded", graph.replay, room=key)
+        if self._static.chunks and (pieces := self.cache.look_up_pieces(length)) is not None:
+            longest = max(piece.key for piece, _ in pieces)
+            return Plan(longest, "chunked", lambda: self._replay_pieces(pieces, length), room=pieces[-1][0].end)
         if self._capture_or_make_room(length) and (found := self.cache.look_up(length)) is not None:
-            return Plan(length, "captured", found[1].replay)
-        return Plan(length, "eager", lambda: self._static.run_prefill(length))
+            return Plan(length, "captured", found[1].replay, room=length)
+        return eagerly(self._static, length)
 
     def served(self, length: int, plan: Plan) -> None:
         """Count an answer, once it is out: what follows from it is nothing its client should wait for."""
@@ -114,6 +130,11 @@ class GraphPool:
                 graph.free()
             self._decode = None
 
+    def _replay_pieces(self, pieces: list[tuple[Piece, CapturedGraph]], length: int) -> None:
+        for piece, graph in pieces:
+            self._static.point_at(piece.start, min(piece.end, length) - 1)
+            graph.replay()
+
     def _capture_or_make_room(self, length: int) -> bool:
         """Capture; out of memory, give up the oldest half of the pool and try once more. False: serve eagerly."""
         for attempt in range(2):
@@ -131,8 +152,12 @@ class GraphPool:
                 return False
         return False
 
+    def _park(self) -> None:
+        """Point at the first id: the request before may have left its last one beyond a shorter prompt."""
+        self._static.point_at(0, 0)
+
     def _add(self, length: int) -> None:
-        self._static.park()
+        self._park()
         graph, cost = self._record(length, rehearse=False)
         self._first_replays(graph, cost)
         for old in self._insert(length, graph, cost):
@@ -172,7 +197,7 @@ class GraphPool:
 
     def _first_replays(self, graph: CapturedGraph, cost: dict[str, Any]) -> None:
         """Pay for the upload, and time a replay: with the lock held, because they run on the live buffers."""
-        self._static.park()
+        self._park()
         watch = Stopwatch()
         for name in ("first_replay_ms", "replay_ms"):
             graph.replay()

@@ -52,10 +52,15 @@ class HeadNorms:
 
 
 class Kernels(Protocol):
-    """No kernel synchronizes, reads a device value on the host, or keeps state."""
+    """No kernel synchronizes, reads a device value on the host, or keeps state.
 
-    def embed_norm(self, ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """ids [n] -> (hidden [n, h], its RMSNorm [n, h])."""
+    ``start``: int64 [1], the position of the first row of a prompt's piece. What is captured serves any.
+    """
+
+    def embed_norm(
+        self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """``ids[start : start + length]`` -> (hidden [length, h], its RMSNorm [length, h])."""
         ...
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,16 +75,18 @@ class Kernels(Protocol):
         """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
         ...
 
-    def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
-        """Rotate and store the rows of a prompt, which begin at position 0.
+    def rotate_store(
+        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
+    ) -> None:
+        """Rotate and store rows of a prompt, the first of which is at position ``start``.
 
         ``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place, keys are rotated into
         ``slots.keys``, values go to ``slots.values``. ``num_queries`` may be 0.
         """
         ...
 
-    def attend(self, queries: Tensor, heads: Heads, slots: Slots) -> Tensor:
-        """Causal attention of rotated queries [n, >= queries * dim] over slots 0 ... n-1: [n, queries * dim]."""
+    def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
+        """Attention of rotated queries [n, >= queries * dim], the i-th over slots 0 … start+i: [n, queries * dim]."""
         ...
 
     def one_row_linear(

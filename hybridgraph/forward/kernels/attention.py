@@ -9,21 +9,21 @@ from hybridgraph.forward.kernels.rowwise import wait_for_inputs
 
 @triton.jit
 def attend_block(
-    q, scores_max, total, mixed, keys, values, start, rows, length, scale,
+    q, scores_max, total, mixed, keys, values, col, positions, end, scale,
     DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One block of keys and values of the online softmax (Milakov and Gimelshein, 2018), in base 2."""
     dims = tl.arange(0, BLOCK_DIM)
-    cols = start + tl.arange(0, BLOCK_N)
+    cols = col + tl.arange(0, BLOCK_N)
     inside = (dims < DIM)[None, :]
     if MASKED:
-        inside = inside & (cols < length)[:, None]
+        inside = inside & (cols < end)[:, None]
     at = cols[:, None] * DIM + dims[None, :]
     k = tl.load(keys + at, inside, other=0.0)
     v = tl.load(values + at, inside, other=0.0)
     scores = tl.dot(q, k.T) * scale
     if MASKED:
-        scores = tl.where(cols[None, :] <= rows[:, None], scores, float("-inf"))
+        scores = tl.where(cols[None, :] <= positions[:, None], scores, float("-inf"))
     new_max = tl.maximum(scores_max, tl.max(scores, 1))
     p = tl.exp2(scores - new_max[:, None])
     shrink = tl.exp2(scores_max - new_max)
@@ -35,6 +35,7 @@ def attend_block(
 @triton.jit(do_not_specialize=["length"])  # one binary for every length
 def attend_kernel(
     queries,  # [length, query_stride]: rotated
+    start,  # int64 [1]: the first query's position
     keys,  # [kv_heads, positions, DIM]
     values,
     out,  # [length, heads * DIM]
@@ -53,6 +54,8 @@ def attend_kernel(
     head = tl.program_id(0)
     block = tl.num_programs(1) - 1 - tl.program_id(1)  # the longest rows first
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    before = tl.load(start).to(tl.int32)  # set before the first kernel starts: there is nothing to wait for
+    positions = before + rows
     dims = tl.arange(0, BLOCK_DIM)
     mask = (rows < length)[:, None] & (dims < DIM)[None, :]
     keys += (head // GROUP).to(tl.int64) * head_stride
@@ -62,14 +65,16 @@ def attend_kernel(
     scores_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mixed = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-    diagonal = block * BLOCK_M // BLOCK_N * BLOCK_N
-    for start in range(0, diagonal, BLOCK_N):
+    first = before + block * BLOCK_M
+    end = tl.minimum(first + BLOCK_M, before + length)
+    diagonal = first // BLOCK_N * BLOCK_N
+    for col in range(0, diagonal, BLOCK_N):
         scores_max, total, mixed = attend_block(
-            q, scores_max, total, mixed, keys, values, start, rows, length, scale, DIM, BLOCK_DIM, BLOCK_N, False
+            q, scores_max, total, mixed, keys, values, col, positions, end, scale, DIM, BLOCK_DIM, BLOCK_N, False
         )
-    for start in range(diagonal, tl.minimum((block + 1) * BLOCK_M, length), BLOCK_N):
+    for col in range(diagonal, end, BLOCK_N):
         scores_max, total, mixed = attend_block(
-            q, scores_max, total, mixed, keys, values, start, rows, length, scale, DIM, BLOCK_DIM, BLOCK_N, True
+            q, scores_max, total, mixed, keys, values, col, positions, end, scale, DIM, BLOCK_DIM, BLOCK_N, True
         )
     attended = (mixed / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + rows[:, None] * out_stride + head * DIM + dims[None, :], attended, mask)

@@ -12,8 +12,10 @@ from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 class ReferenceKernels:
     """Implements Kernels; any device, any float type."""
 
-    def embed_norm(self, ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        hidden = F.embedding(ids, table)
+    def embed_norm(
+        self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        hidden = F.embedding(ids.index_select(0, _positions(start, length)), table)
         return hidden, self.norm(hidden, weight, eps)
 
     def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -32,27 +34,22 @@ class ReferenceKernels:
         torch.addmm(hidden, rows, weight.T, out=hidden)
         return self.norm(hidden, norm, eps)
 
-    def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
-        length = qkv.shape[0]
-        cos, sin = slots.cos[:length], slots.sin[:length]
+    def rotate_store(
+        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
+    ) -> None:
+        positions = _positions(start, qkv.shape[0])
+        cos, sin = slots.cos.index_select(0, positions), slots.sin.index_select(0, positions)
         queries, keys, values = _split(qkv, num_queries, heads)
         if num_queries:
             queries.copy_(self._rotated(queries, norms.query, heads.eps, cos, sin))
-        slots.keys[:, :length] = self._rotated(keys, norms.key, heads.eps, cos, sin).transpose(0, 1)
-        slots.values[:, :length] = values.transpose(0, 1)
+        rotated = self._rotated(keys, norms.key, heads.eps, cos, sin)
+        slots.keys.index_copy_(1, positions, rotated.transpose(0, 1))
+        slots.values.index_copy_(1, positions, values.transpose(0, 1))
 
-    def attend(self, queries: Tensor, heads: Heads, slots: Slots) -> Tensor:
-        length = queries.shape[0]
+    def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
         q = queries[:, : heads.query_width].unflatten(1, (heads.queries, heads.dim)).transpose(0, 1)
-        out = F.scaled_dot_product_attention(
-            q[None],
-            slots.keys[None, :, :length],
-            slots.values[None, :, :length],
-            is_causal=True,
-            scale=heads.scale,
-            enable_gqa=heads.keys != heads.queries,
-        )
-        return out[0].transpose(0, 1).reshape(length, heads.query_width)
+        out = _attended(q, _positions(start, queries.shape[0]), heads, slots)
+        return out.transpose(0, 1).reshape(queries.shape[0], heads.query_width)
 
     def one_row_linear(
         self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
@@ -78,16 +75,7 @@ class ReferenceKernels:
         else:
             queries = qkv.unflatten(1, (heads.queries, heads.dim))
         query = self._rotated(queries, norms.query, heads.eps, cos, sin).transpose(0, 1)
-        visible = torch.arange(slots.keys.shape[1], device=position.device) <= position
-        out = F.scaled_dot_product_attention(
-            query[None],
-            slots.keys[None],
-            slots.values[None],
-            attn_mask=visible[None, None, None],
-            scale=heads.scale,
-            enable_gqa=heads.keys != heads.queries,
-        )
-        return out.reshape(1, heads.query_width)
+        return _attended(query, position, heads, slots).reshape(1, heads.query_width)
 
     def _rotated(self, rows: Tensor, norm: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate [n, heads, dim] by its positions; the halves of ``dim`` hold the coordinates of the pairs."""
@@ -96,6 +84,23 @@ class ReferenceKernels:
         first, second = rows.float().chunk(2, dim=-1)
         cos, sin = cos[:, None], sin[:, None]
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(rows.dtype)
+
+
+def _positions(start: Tensor, length: int) -> Tensor:
+    return start + torch.arange(length, device=start.device)
+
+
+def _attended(queries: Tensor, positions: Tensor, heads: Heads, slots: Slots) -> Tensor:
+    """Rotated queries [queries, n, dim], each over the slots up to its position: [queries, n, dim]."""
+    visible = torch.arange(slots.keys.shape[1], device=positions.device) <= positions[:, None]
+    return F.scaled_dot_product_attention(
+        queries[None],
+        slots.keys[None],
+        slots.values[None],
+        attn_mask=visible,
+        scale=heads.scale,
+        enable_gqa=heads.keys != heads.queries,
+    )[0]
 
 
 def _split(qkv: Tensor, num_queries: int, heads: Heads) -> tuple[Tensor, ...]:

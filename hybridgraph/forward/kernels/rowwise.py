@@ -19,14 +19,14 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 @triton.jit
 def embed_norm_kernel(
-    ids, table, weight, hidden, normed, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+    ids, start, table, weight, hidden, normed, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < WIDTH
     scale = tl.load(weight + cols, mask, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
-    x = tl.load(table + tl.load(ids + row) * WIDTH + cols, mask, other=0.0)
+    x = tl.load(table + tl.load(ids + tl.load(start) + row) * WIDTH + cols, mask, other=0.0)
     tl.store(hidden + row * WIDTH + cols, x, mask)
     x = x.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
@@ -87,6 +87,7 @@ def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: t
 @triton.jit
 def rotate_store_kernel(
     qkv,  # [rows, (NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF]
+    start,  # int64 [1]: the first row's position
     keys,  # [NUM_KEYS, positions, 2 * HALF]
     values,
     cos,  # [positions, HALF]
@@ -109,15 +110,16 @@ def rotate_store_kernel(
     pairs = pair < HALF
     heads = tl.arange(0, BLOCK_HEADS)
     mask = (heads[:, None] >= 0) & pairs[None, :]
-    c = tl.load(cos + row * HALF + pair, pairs, other=0.0)[None, :]
-    s = tl.load(sin + row * HALF + pair, pairs, other=0.0)[None, :]
+    position = row + tl.load(start)  # no kernel's output either: it is set before the first one starts
+    c = tl.load(cos + position * HALF + pair, pairs, other=0.0)[None, :]
+    s = tl.load(sin + position * HALF + pair, pairs, other=0.0)[None, :]
     wait_for_inputs(PDL)
     source = qkv + row.to(tl.int64) * ((NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF)
     at = (first_head + heads)[:, None] * (2 * HALF) + pair[None, :]
     first = tl.load(source + at, mask, other=0.0)
     second = tl.load(source + at + HALF, mask, other=0.0)
     is_query = first_head < NUM_QUERIES
-    slot = row * 2 * HALF + pair[None, :]
+    slot = position * 2 * HALF + pair[None, :]
     if first_head >= NUM_QUERIES + NUM_KEYS:
         target = (first_head - NUM_QUERIES - NUM_KEYS + heads)[:, None] * head_stride + slot
         tl.store(values + target, first, mask)

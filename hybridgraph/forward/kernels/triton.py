@@ -40,14 +40,16 @@ class TritonKernels:
         has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
         self._overlap = has_overlap if overlap is None else overlap
 
-    def embed_norm(self, ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def embed_norm(
+        self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         width = table.shape[1]
-        hidden = table.new_empty(ids.shape[0], width)
+        hidden = table.new_empty(length, width)
         normed = torch.empty_like(hidden)
         self._launch(
             embed_norm_kernel,
-            (ids.shape[0],),
-            (ids, table, weight, hidden, normed, eps),
+            (length,),
+            (ids, start, table, weight, hidden, normed, eps),
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
             num_warps=_row_warps(width),
@@ -92,7 +94,9 @@ class TritonKernels:
         )
         return out
 
-    def rotate_store(self, qkv: Tensor, num_queries: int, heads: Heads, norms: HeadNorms, slots: Slots) -> None:
+    def rotate_store(
+        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
+    ) -> None:
         most, warps = ROTATE_BLOCK
         together = math.gcd(math.gcd(num_queries, heads.keys), most)
         half = heads.dim // 2
@@ -102,6 +106,7 @@ class TritonKernels:
             (qkv.shape[0], (num_queries + 2 * heads.keys) // together),
             (
                 qkv,
+                start,
                 slots.keys,
                 slots.values,
                 slots.cos,
@@ -120,14 +125,14 @@ class TritonKernels:
             num_warps=warps if together == most else 1,
         )
 
-    def attend(self, queries: Tensor, heads: Heads, slots: Slots) -> Tensor:
+    def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
         length = queries.shape[0]
         out = queries.new_empty(length, heads.query_width)
         block_m, block_n, warps, stages = attend_blocks(length)
         self._launch(
             attend_kernel,
             (heads.queries, triton.cdiv(length, block_m)),
-            (queries, slots.keys, slots.values, out, length),
+            (queries, start, slots.keys, slots.values, out, length),
             query_stride=queries.stride(0),
             out_stride=out.stride(0),
             head_stride=slots.keys.stride(0),
@@ -231,7 +236,7 @@ class TritonKernels:
 
 def attend_blocks(length: int) -> tuple[int, int, int, int]:
     """(queries of a program, keys of a step, warps, pipeline stages) of prefill attention."""
-    return (64, 64, 4, 3 if length > 192 else 2) if length > 16 else (16, 64, 4, 2)
+    return (64, 64, 4, 3 if length > 300 else 2) if length > 16 else (16, 32, 4, 2)
 
 
 def gemv_blocks(*, num_rows: int, width: int, swiglu: bool) -> tuple[int, int, int]:
