@@ -4,29 +4,51 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from typing import Any
 
 
-def describe_gpu(uuid: str) -> dict[str, Any]:
-    """Driver, clocks in MHz, power in W and temperature in °C of the GPU ``uuid``, as JSON values."""
-    import pynvml
+class Nvml:
+    """A session about the GPU ``uuid``. What it, or a virtual machine around it, does not tell is answered as that."""
 
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        return _answers(
+    def __init__(self, uuid: str) -> None:
+        import pynvml
+
+        self._library = pynvml
+        self._handle = None
+        with suppress(pynvml.NVMLError):  # every question is then refused, and says why
+            pynvml.nvmlInit()
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+
+    def ask(self, questions: Mapping[str, Callable[[Any, Any], Any]]) -> dict[str, Any]:
+        """The answer to each of ``questions``, functions of the library and the GPU's handle, as JSON values."""
+        answers = {}
+        for name, question in questions.items():
+            try:
+                answers[name] = question(self._library, self._handle)
+            except self._library.NVMLError as error:
+                answers[name] = f"not told: {error}"
+        return answers
+
+    def close(self) -> None:
+        with suppress(self._library.NVMLError):
+            self._library.nvmlShutdown()
+
+
+def describe_gpu(uuid: str) -> dict[str, Any]:
+    """Driver, clocks in MHz, power in W and temperature in °C of the GPU ``uuid``."""
+    with closing(Nvml(uuid)) as nvml:
+        return nvml.ask(
             {
-                "driver": pynvml.nvmlSystemGetDriverVersion,
-                "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-                "memory_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-                "max_sm_clock_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-                "power_cap_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-                "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-                "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+                "driver": lambda nvml, _: nvml.nvmlSystemGetDriverVersion(),
+                "sm_clock_mhz": _sm_clock_mhz,
+                "memory_clock_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+                "max_sm_clock_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
+                "power_cap_w": lambda nvml, gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
+                "power_w": lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+                "temperature_c": lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
             }
         )
-    finally:
-        pynvml.nvmlShutdown()
 
 
 class GpuMeter:
@@ -36,52 +58,37 @@ class GpuMeter:
     """
 
     def __init__(self, uuid: str) -> None:
-        import pynvml
-
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        self._nvml = Nvml(uuid)
         self._last = self._read()
 
     def lap(self) -> dict[str, Any]:
         """Since the last lap: wall time, energy, and how long the power cap or the temperature lowered the clock.
 
-        Beside them the clock as it is now. What the driver does not count is stored as its refusal.
+        Beside them the clock as it is now.
         """
         before, self._last = self._last, self._read()
         spent = {key: _difference(self._last[key], before[key]) for key in before}
-        clock = {"sm_clock_mhz": lambda: self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)}
-        return spent | _answers(clock)
+        return spent | self._nvml.ask({"sm_clock_mhz": _sm_clock_mhz})
 
     def close(self) -> None:
-        self._nvml.nvmlShutdown()
+        self._nvml.close()
 
     def _read(self) -> dict[str, Any]:
-        nvml, handle = self._nvml, self._handle
-
-        def held_back_ms(policy: int) -> float:
-            return float(nvml.nvmlDeviceGetViolationStatus(handle, policy).violationTime) / 1e6
-
-        return {"wall_ms": time.perf_counter() * 1e3} | _answers(
+        return {"wall_ms": time.perf_counter() * 1e3} | self._nvml.ask(
             {
-                "energy_j": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
-                "power_capped_ms": lambda: held_back_ms(nvml.NVML_PERF_POLICY_POWER),
-                "thermally_capped_ms": lambda: held_back_ms(nvml.NVML_PERF_POLICY_THERMAL),
+                "energy_j": lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3,
+                "power_capped_ms": lambda nvml, gpu: _violation_ms(nvml, gpu, nvml.NVML_PERF_POLICY_POWER),
+                "thermally_capped_ms": lambda nvml, gpu: _violation_ms(nvml, gpu, nvml.NVML_PERF_POLICY_THERMAL),
             }
         )
 
 
-def _answers(questions: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """What each question is answered; what a GPU, or a virtual machine around it, does not tell is stored as that."""
-    import pynvml
+def _sm_clock_mhz(nvml: Any, gpu: Any) -> Any:
+    return nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)
 
-    answers = {}
-    for name, ask in questions.items():
-        try:
-            answers[name] = ask()
-        except pynvml.NVMLError as error:
-            answers[name] = f"not told: {error}"
-    return answers
+
+def _violation_ms(nvml: Any, gpu: Any, policy: int) -> float:
+    return float(nvml.nvmlDeviceGetViolationStatus(gpu, policy).violationTime) / 1e6
 
 
 def _difference(after: Any, before: Any) -> Any:

@@ -96,6 +96,11 @@ def check_record(tmp_path: Path, version: str, num_requests: int) -> None:
     assert engine["unknown_to_this_version"] == {}
     assert case["source"]["forward"].startswith(f"TensorRT-LLM {version}")
     assert case["stats"]["requests_without_reused_kv_blocks"] == num_requests
+    assert case["gpu_spent"].keys() == {"ttft", "p99", "decode"}
+    for spent in case["gpu_spent"]["p99"].values():
+        assert spent["energy_j"] / (spent["wall_ms"] / 1e3) == pytest.approx(500, rel=0.5)
+        assert spent["power_capped_ms"] / spent["wall_ms"] == pytest.approx(0.5, rel=0.5)
+        assert spent["thermally_capped_ms"] == "not told: Not Supported"
 
 
 def test_the_single_process_variant_has_files_of_its_own(tmp_path: Path) -> None:

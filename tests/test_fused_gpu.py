@@ -84,6 +84,14 @@ class Buffers:
         return self.logits.clone()
 
 
+def reference(models: tuple[PreTrainedModel, PreTrainedModel], ids: list[int]) -> tuple[Tensor, float]:
+    """The last position's logits in float32, and the error that half precision may make on the way to them."""
+    half, full = models
+    prompt = torch.tensor([ids], device="cuda")
+    expected = full(prompt, logits_to_keep=1).logits[0, 0]
+    return expected, min(1e-2, 1.05 * error(half(prompt, logits_to_keep=1).logits[0, 0], expected))
+
+
 def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -101,12 +109,9 @@ def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
 def test_prefill_is_as_exact_as_the_module(
     models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
 ) -> None:
-    half, full = models
     ids = random_ids(length, VOCAB)
-    prompt = torch.tensor([ids], device="cuda")
-    expected = full(prompt, logits_to_keep=1).logits[0, 0]
-    limit = min(1e-2, 1.05 * error(half(prompt, logits_to_keep=1).logits[0, 0], expected))
-    forward = FusedForward(half)
+    expected, limit = reference(models, ids)
+    forward = FusedForward(models[0])
     for padded_to in (length, length + 13):
         buffers = Buffers(forward, ids, padded_to)
         eager = buffers.prefill(forward)
@@ -124,12 +129,9 @@ def test_prefill_in_pieces_is_as_exact_as_the_module(
     models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
 ) -> None:
     """Two graphs, cut anywhere, the second one padded."""
-    half, full = models
     ids = random_ids(length, VOCAB)
-    prompt = torch.tensor([ids], device="cuda")
-    expected = full(prompt, logits_to_keep=1).logits[0, 0]
-    limit = min(1e-2, 1.05 * error(half(prompt, logits_to_keep=1).logits[0, 0], expected))
-    forward = FusedForward(half)
+    expected, limit = reference(models, ids)
+    forward = FusedForward(models[0])
     buffers = Buffers(forward, ids, length + 13)
     cut = random.randint(1, length - 1)
     pieces = [(0, cut, cut - 1), (cut, length + 13 - cut, length - 1)]

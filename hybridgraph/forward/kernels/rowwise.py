@@ -18,6 +18,13 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 
 @triton.jit
+def store_norm(x, scale, target, mask, eps, WIDTH: tl.constexpr):
+    """RMSNorm of a row, float32, times ``scale``, to the pointers ``target``."""
+    rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
+    tl.store(target, (x * rstd * scale).to(target.dtype.element_ty), mask)
+
+
+@triton.jit
 def embed_norm_kernel(
     ids, start, table, weight, hidden, normed, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
@@ -28,9 +35,7 @@ def embed_norm_kernel(
     wait_for_inputs(PDL)
     x = tl.load(table + tl.load(ids + tl.load(start) + row) * WIDTH + cols, mask, other=0.0)
     tl.store(hidden + row * WIDTH + cols, x, mask)
-    x = x.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
-    tl.store(normed + row * WIDTH + cols, (x * rstd * scale).to(normed.dtype.element_ty), mask)
+    store_norm(x.to(tl.float32), scale, normed + row * WIDTH + cols, mask, eps, WIDTH)
 
 
 @triton.jit
@@ -41,8 +46,7 @@ def norm_kernel(hidden, weight, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constex
     scale = tl.load(weight + cols, mask, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
     x = tl.load(hidden + row * WIDTH + cols, mask, other=0.0).to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
-    tl.store(out + row * WIDTH + cols, (x * rstd * scale).to(out.dtype.element_ty), mask)
+    store_norm(x, scale, out + row * WIDTH + cols, mask, eps, WIDTH)
 
 
 @triton.jit
@@ -68,9 +72,7 @@ def add_norm_kernel(
         x += tl.load(partial + (split * num_rows + row) * WIDTH + cols, mask, other=0.0)
     added = x.to(hidden.dtype.element_ty)
     tl.store(hidden + row * WIDTH + cols, added, mask)
-    x = added.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(x * x) / WIDTH + eps)
-    tl.store(out + row * WIDTH + cols, (x * rstd * scale).to(out.dtype.element_ty), mask)
+    store_norm(added.to(tl.float32), scale, out + row * WIDTH + cols, mask, eps, WIDTH)
 
 
 @triton.jit
