@@ -97,13 +97,14 @@ class HybridEngine:
             self._buffers = StaticBuffers(
                 positions=options.positions, vocab_size=loaded.vocab_size, dtype=loaded.dtype, device=device
             )
-            self._static = StaticOperations(_forward(loaded, options), self._buffers, options.positions)
+            forward = _forward(loaded, options)
+            self._static = StaticOperations(forward, self._buffers, options.positions)
         progress("compiling dynamic operations", 0, 1)
         self._compile_ops()
-        self._costs: dict[str, Any] = {"ops_compile_ms": watch.lap_ms()}
+        self._facts: dict[str, Any] = {"kernels": forward.kernels, "ops_compile_ms": watch.lap_ms()}
         if options.graphs != "none":
             self._open_pool(options, device, progress)
-            self._costs["precapture_ms"] = watch.lap_ms()
+            self._facts["precapture_ms"] = watch.lap_ms()
         backend = self._pool.backend.name if self._pool else "none"
         self.info = replace(
             info, max_seq_len=options.positions, graph_backend=backend, ops=options.ops, forward=options.forward
@@ -159,7 +160,7 @@ class HybridEngine:
 
     def stats(self) -> dict[str, Any]:
         """Counters and costs so far, as JSON values."""
-        return self._costs | (self._pool.stats() if self._pool else {})
+        return self._facts | (self._pool.stats() if self._pool else {})
 
     def close(self) -> None:
         """Stop capturing and free every graph."""

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import randint
 
 import pytest
 import torch
@@ -209,6 +210,7 @@ def test_a_long_first_seen_prompt_runs_in_pieces_and_then_by_its_own_graph(
             paths.append(engine.report.graph_path)
             wait_until(lambda: engine.stats()["counters"]["background"] == 1)
         assert paths == ["chunked", "exact"]
+        assert engine.stats()["kernels"] == "torch"
         assert engine.stats()["counters"]["chunked"] == 1
 
 
@@ -279,6 +281,20 @@ def test_gpu_logits_and_ids_equal_the_eager_ones(
             if top.values[0] - top.values[1] > 2 * (logits - reference).abs().max():
                 assert answer == [int(top.indices[0])]
         assert engine.stats()["counters"]["failed"] == 0
+
+
+@pytest.mark.gpu
+def test_gpu_a_long_prompt_in_pieces_has_the_logits_of_the_whole(
+    wide: LoadedModel, exact_module: torch.nn.Module, random_ids: Ids
+) -> None:
+    prompt = random_ids(randint(215, 228), 32000)
+    options = EngineOptions(ops="fused", forward="fused", precapture=(30, 100), async_capture=False)
+    with open_engine(wide, options) as engine:
+        answer = list(engine.generate(prompt, 24))
+        assert engine.report.graph_path == "chunked"
+        logits = engine.shared_tensors()["logits"].float().clone()
+        reference = reference_logits(exact_module, prompt + answer[:-1])
+        assert (logits - reference).norm() / reference.norm() < FP16_TOLERANCE
 
 
 @pytest.mark.gpu

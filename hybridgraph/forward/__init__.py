@@ -35,6 +35,11 @@ class Forward(Protocol):
     def name(self) -> str: ...
 
     @property
+    def kernels(self) -> str:
+        """Whose kernels it runs: the same forward may take others on another chip."""
+        ...
+
+    @property
     def chunks(self) -> bool:
         """Whether a prompt may come in several pieces; otherwise ``start`` is always 0."""
         ...

@@ -47,6 +47,7 @@ class FusedForward:
         self._weights = weights
         self._heads = weights.heads
         self._kernels = kernels or kernels_for(weights.embedding.device, weights.embedding.dtype)
+        self.kernels = self._kernels.name
 
     def allocate_cache(self, positions: int) -> FusedCache:
         weights = self._weights

@@ -22,6 +22,7 @@ class StaticHFForward:
     """
 
     name = "hf"
+    kernels = "torch"
     chunks = False
 
     def __init__(self, model: PreTrainedModel, positions: int) -> None:
@@ -114,6 +115,7 @@ class EagerHFForward:
     """The module's forward with the module's own growing cache: any architecture, launched kernel by kernel."""
 
     name = "hf"
+    kernels = "torch"
     chunks = False
 
     def __init__(self, model: PreTrainedModel) -> None:

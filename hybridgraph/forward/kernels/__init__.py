@@ -57,6 +57,9 @@ class Kernels(Protocol):
     ``start``: int64 [1], the position of the first row of a prompt's piece. What is captured serves any.
     """
 
+    @property
+    def name(self) -> str: ...
+
     def embed_norm(
         self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ SHARING_TOKENS = 32  # from which on blocks share their loads of them
 class HopperKernels(TritonKernels):
     """Implements Kernels in float16 and bfloat16 on a device of compute capability 9.0."""
 
+    name = "hopper"
+
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         num_rows, width = rows.shape[0], gate_up.shape[0] // 2
         warpgroups = math.ceil(gate_up.shape[0] / UNIT / multiprocessors(rows.device))

@@ -12,6 +12,8 @@ from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 class ReferenceKernels:
     """Implements Kernels; any device, any float type."""
 
+    name = "torch"
+
     def embed_norm(
         self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:

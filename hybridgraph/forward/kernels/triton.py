@@ -35,6 +35,8 @@ SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 class TritonKernels:
     """Implements Kernels in float16 and bfloat16 on a CUDA device."""
 
+    name = "triton"
+
     def __init__(self, *, overlap: bool | None = None) -> None:
         """``overlap``: programmatic dependent launch, where the chip has it (None)."""
         has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
