@@ -214,6 +214,19 @@ def test_a_long_first_seen_prompt_runs_in_pieces_and_then_by_its_own_graph(
         assert engine.stats()["counters"]["chunked"] == 1
 
 
+@pytest.mark.parametrize("ops", ["native", "torchscript", "fused"])
+def test_the_prompt_after_one_in_pieces_is_read_from_its_first_id(
+    loaded: LoadedModel, random_ids: Ids, ops: str
+) -> None:
+    long, short = random_ids(200, 500), random_ids(25, 500)
+    baseline = HuggingFaceSource(loaded, loaded.info())
+    options = EngineOptions(ops=ops, forward="fused", precapture=(30, 90), positions=256, async_capture=False)
+    with open_engine(loaded, options) as engine:
+        for prompt, path in ((long, "chunked"), (short, "padded"), (long, "chunked"), (long[:30], "exact")):
+            assert greedy(LocalEngineSource(engine), prompt, 10) == greedy(baseline, prompt, 10)
+            assert engine.report.graph_path == path
+
+
 def test_a_client_that_fills_the_buffers_itself_is_served_in_pieces_too(loaded: LoadedModel, random_ids: Ids) -> None:
     prompt = random_ids(200, 500)
     options = EngineOptions(ops="native", forward="fused", precapture=(30, 90), positions=256, async_capture=False)

@@ -134,6 +134,7 @@ class GraphPool:
         for piece, graph in pieces:
             self._static.point_at(piece.start, min(piece.end, length) - 1)
             graph.replay()
+        self._static.point_at(0, length - 1)  # whoever places the next prompt counts on the first id
 
     def _capture_or_make_room(self, length: int) -> bool:
         """Capture; out of memory, give up the oldest half of the pool and try once more. False: serve eagerly."""
