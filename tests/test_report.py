@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -148,6 +149,16 @@ def test_damaged_files(tmp_path: Path, damage: object, complaint: str, capsys: p
     told = capsys.readouterr().err
     assert complaint in told
     assert str(path) in told and told.count("\n") == 1
+
+
+def test_the_results_that_come_with_the_project_give_their_tables(tmp_path: Path) -> None:
+    """Also those from before a column was added."""
+    shutil.copytree(ROOT / "output", tmp_path, dirs_exist_ok=True)
+    for kind in ("ttft", "p99", "decode"):
+        (tmp_path / f"final_{kind}_table.csv").unlink()
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    for kind in ("ttft", "p99", "decode"):
+        assert read(tmp_path / f"final_{kind}_table.csv") == read(ROOT / "output" / f"final_{kind}_table.csv")
 
 
 def test_a_length_sweep_is_plotted(tmp_path: Path) -> None:
