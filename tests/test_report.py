@@ -152,13 +152,22 @@ def test_damaged_files(tmp_path: Path, damage: object, complaint: str, capsys: p
 
 
 def test_the_results_that_come_with_the_project_give_their_tables(tmp_path: Path) -> None:
-    """Also those from before a column was added."""
     shutil.copytree(ROOT / "output", tmp_path, dirs_exist_ok=True)
     for kind in ("ttft", "p99", "decode"):
         (tmp_path / f"final_{kind}_table.csv").unlink()
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     for kind in ("ttft", "p99", "decode"):
         assert read(tmp_path / f"final_{kind}_table.csv") == read(ROOT / "output" / f"final_{kind}_table.csv")
+
+
+def test_a_file_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    for kind in ("ttft", "p99"):
+        path = tmp_path / f"{CASE1.name}_{kind}.csv"
+        lines = path.read_text().splitlines()
+        assert lines[0].endswith(",chunked")
+        path.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))
+    assert build_table(load_results(tmp_path), TTFT).frame()["baseline_ms"].iloc[0] == 20.0
 
 
 def test_a_length_sweep_is_plotted(tmp_path: Path) -> None:
