@@ -244,16 +244,28 @@ def update_environment(directory: Path, section: str, name: str, entry: Any) -> 
         directory.mkdir(parents=True, exist_ok=True)
     with _writing(path), (directory / ".environment.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}}
-        if path.exists():
-            try:
-                content |= json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                raise UserError(f"{path} is no JSON: move it away") from None
+        content = _read_environment(path)
         content[section][name] = entry
         if section == "cases":
             content["not_run"].pop(name, None)
         write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def _read_environment(path: Path) -> dict[str, dict[str, Any]]:
+    content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}}
+    if path.exists():
+        try:
+            content |= json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is no JSON: move it away") from None
+    return content
+
+
+def spent_before(directory: Path, name: str, run_id: str) -> dict[str, dict[str, Any]]:
+    """What the GPU spent on the rows of the run ``run_id`` that were measured before it was interrupted."""
+    case = _read_environment(directory / "environment.json")["cases"].get(name, {})
+    spent: dict[str, dict[str, Any]] = case.get("gpu_spent", {})
+    return spent if case.get("identity", {}).get("run_id") == run_id else {}
 
 
 def record_not_run(directory: Path, name: str, reason: str) -> None:

@@ -28,7 +28,7 @@ from hybridgraph.progress import progress_bars, say
 from hybridgraph.prompts import Prompts, RandomPrompts
 from hybridgraph.provenance import project_commit
 from hybridgraph.records import Phase, Request, RunIdentity, Sample, SourceInfo, TokenSource, Warmth
-from hybridgraph.results import ResultFiles, ResultWriter, update_environment
+from hybridgraph.results import ResultFiles, ResultWriter, spent_before, update_environment
 
 DECODE_REQUESTS = 5
 # Indices of the prompts of each phase start far apart: no two requests of a run share their ids.
@@ -43,11 +43,16 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
     writer = open_results(config, case, info)
     loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
-    # Written before the first request, so that no row on disk lacks its environment, and again with the final counters.
-    environment = {"identity": asdict(writer.identity), "configuration": config.as_json(), "source": asdict(info)}
+    # Written before the first request and with every row, so that none on disk lacks its environment.
+    spent = spent_before(config.output_path, case.name, writer.identity.run_id)
+    environment = {
+        "identity": asdict(writer.identity),
+        "configuration": config.as_json(),
+        "source": asdict(info),
+        "gpu_spent": spent,
+    }
     update_environment(config.output_path, "cases", case.name, environment)
     lengths = sorted(set(config.prompt_lengths))
-    spent: dict[str, dict[int, Any]] = {phase: {} for phase, _ in phases(config)}
     with _collector_frozen(), progress_bars() as advance, _meter(info) as meter:
         loop.warm_up(config.warmup)
         for phase, count in phases(config):
@@ -56,11 +61,11 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
                 if not writer.is_done(phase, length, count):
                     meter()
                     row = loop.row(phase, length, count)
-                    spent[phase][length] = meter()
+                    spent.setdefault(phase, {})[str(length)] = meter()
                     writer.add(row)
+                    update_environment(config.output_path, "cases", case.name, environment)
             advance(f"{case.title}: {phase}", len(lengths), len(lengths))
-    environment |= {"stats": source.stats(), "gpu_spent": spent}
-    update_environment(config.output_path, "cases", case.name, environment)
+    update_environment(config.output_path, "cases", case.name, environment | {"stats": source.stats()})
     writer.write_summaries()
     return writer
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hybridgraph.forward.kernels.hopper import MOST_TOKENS_SPLIT, MOST_TOKENS_SWIGLU, HopperKernels, tile_for
 from hybridgraph.forward.kernels.product import RING_BYTES, Epilogue, compile_product
 
-LENGTHS = (1, 16, 17, 100, 128, 137, 160)
+LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

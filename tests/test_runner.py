@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -151,6 +152,26 @@ def test_an_unwritable_directory_is_told_before_anything_is_measured(tmp_path: P
     with pytest.raises(UserError, match="cannot write"):
         measure(source, config(tmp_path / "file"), CASE1)
     assert source.requests == []
+
+
+def test_what_the_gpu_spent_survives_an_interruption(tmp_path: Path) -> None:
+    """On a GPU whose driver tells nothing, which is stored as well; a new run begins anew."""
+
+    def run(fail_after: int | None, **settings: Any) -> dict[str, Any]:
+        source = CountingSource(fail_after)
+        source.info = replace(source.info, environment={"gpu": {"uuid": "GPU-none"}})
+        with suppress(KeyboardInterrupt):
+            measure(source, config(tmp_path, **settings), CASE1)
+        case = json.loads((tmp_path / "environment.json").read_text())["cases"][CASE1.name]
+        return case["gpu_spent"]  # type: ignore[no-any-return]
+
+    interrupted = run(4)
+    assert list(interrupted["ttft"]) == ["3"]
+    assert interrupted["ttft"]["3"]["energy_j"].startswith("not told")
+    resumed = run(None, resume=True)
+    assert {phase: list(lengths) for phase, lengths in resumed.items()} == {"ttft": ["3", "7"], "p99": ["3", "7"]}
+    assert resumed["ttft"]["3"] == interrupted["ttft"]["3"]
+    assert list(run(2)) == []
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
