@@ -91,9 +91,10 @@ class FusedForward:
     ) -> Tensor:
         """Add ``layer`` to ``hidden``; returns it normed for the layer ``after``."""
         kernels, heads, eps = self._kernels, self._heads, self._weights.eps
-        qkv = kernels.linear(normed, layer.qkv, layer.qkv_bias)
-        kernels.rotate_store(qkv, heads.queries, start, heads, layer.head_norms, slots)
-        attended = kernels.attend(qkv, start, heads, slots)
+        queries = kernels.linear_rotate(
+            normed, layer.qkv, layer.qkv_bias, heads.queries, start, heads, layer.head_norms, slots
+        )
+        attended = kernels.attend(queries, start, heads, slots)
         normed = kernels.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, eps)
         gated = kernels.linear_swiglu(normed, layer.gate_up)
         return kernels.linear_add_norm(hidden, gated, layer.down, after.input_norm, eps)
@@ -102,8 +103,7 @@ class FusedForward:
         """Keys and values of every position: all that later tokens need of the last layer."""
         width = self._heads.query_width
         bias = None if layer.qkv_bias is None else layer.qkv_bias[width:]
-        kv = self._kernels.linear(normed, layer.qkv[width:], bias)
-        self._kernels.rotate_store(kv, 0, start, self._heads, layer.head_norms, slots)
+        self._kernels.linear_rotate(normed, layer.qkv[width:], bias, 0, start, self._heads, layer.head_norms, slots)
 
     def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
         bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]

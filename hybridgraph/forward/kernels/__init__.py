@@ -66,8 +66,23 @@ class Kernels(Protocol):
         """``ids[start : start + length]`` -> (hidden [length, h], its RMSNorm [length, h])."""
         ...
 
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """[n, k] times weight [m, k] transposed, plus bias [m]: [n, m]."""
+    def linear_rotate(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        num_queries: int,
+        start: Tensor,
+        heads: Heads,
+        norms: HeadNorms,
+        slots: Slots,
+    ) -> Tensor:
+        """The merged projection of a prompt's rows [n, k], the first of which is at position ``start``.
+
+        ``weight`` [(num_queries + 2 * keys) * dim, k], ``bias`` as many: queries are rotated and returned, in the
+        first columns of [n, >= num_queries * dim]; keys are rotated into ``slots.keys``, values go to
+        ``slots.values``. ``num_queries`` may be 0.
+        """
         ...
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
@@ -76,16 +91,6 @@ class Kernels(Protocol):
 
     def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
         """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
-        ...
-
-    def rotate_store(
-        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
-    ) -> None:
-        """Rotate and store rows of a prompt, the first of which is at position ``start``.
-
-        ``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place, keys are rotated into
-        ``slots.keys``, values go to ``slots.values``. ``num_queries`` may be 0.
-        """
         ...
 
     def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:

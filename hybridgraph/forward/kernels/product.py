@@ -1,6 +1,6 @@
 """Builds and launches ``product.cu``: a weight matrix times the rows of a prompt, on Hopper.
 
-NVRTC, which torch's CUDA builds bring, compiles it for one shape at a time, in 0.1 to 0.5 s; Triton's cache
+NVRTC, which torch's CUDA builds bring, compiles it for one shape at a time, in half a second; Triton's cache
 on disk keeps what it made.
 """
 
@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-
-Epilogue = Literal["store_swiglu", "store_partial"]
 
 SOURCE = Path(__file__).with_name("product.cu")
 ARCHITECTURE = "sm_90a"
@@ -26,24 +24,24 @@ UNIT = 64  # weight rows of one warpgroup
 BLOCK_K = 64  # columns of one stage
 RING_BYTES = 224 * 1024  # of the 227 KiB that a block may have; the rest is its alignment and the barriers'
 MAX_STAGES = 12
-_ARGUMENT_TYPES = (None, None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one block computes, and how many share their loads of the tokens."""
+    """What one block computes, and how many blocks work together."""
 
     warpgroups: int  # units of 64 weight rows
-    tokens: int  # a multiple of 8; all of a prompt's
-    cluster: int  # divides the blocks of a split
+    tokens: int  # a multiple of 8
+    sharing: int = 1  # blocks that share their loads of the tokens
+    splits: int = 1  # blocks that share the reduction
 
     @property
     def box_tokens(self) -> int:
-        return math.ceil(self.tokens / 8 / self.cluster) * 8
+        return math.ceil(self.tokens / 8 / self.sharing) * 8
 
     @property
     def stage_bytes(self) -> int:
-        return (self.warpgroups * UNIT + self.cluster * self.box_tokens) * BLOCK_K * 2
+        return (self.warpgroups * UNIT + self.sharing * self.box_tokens) * BLOCK_K * 2
 
     @property
     def stages(self) -> int:
@@ -55,46 +53,77 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Product:
-    """One product's launch: ``rows`` [n, k] times ``weight`` [m, k] transposed, and what follows it.
+class Pairs:
+    """Which weight rows belong together: the i-th of a part's first half of pairs and the one ``apart`` behind it."""
 
-    ``store_swiglu``: ``weight`` is gate, then up; out [n, m / 2] is silu(gate) * up.
-    ``store_partial``: out float32 [splits, n, m], to be summed by whoever reads it.
+    apart: int
+    part: int  # rows within which that holds
+
+    @property
+    def step(self) -> int:
+        return 16 if self.apart == 8 else 8
+
+
+class Epilogue(ctypes.Structure):
+    """What follows a product: the arguments of the struct of this name in ``product.cu``."""
+
+    def getPtr(self) -> int:
+        return ctypes.addressof(self)
+
+
+class Swiglu(Epilogue):
+    """silu(gate) * up into ``out`` [n, width]: the weights are gate, then up."""
+
+    _fields_ = (("out", ctypes.c_void_p), ("width", ctypes.c_int))
+
+
+class Add(Epilogue):
+    """``hidden`` [n, width] += the product."""
+
+    _fields_ = (("hidden", ctypes.c_void_p), ("width", ctypes.c_int))
+
+
+class Rotate(Epilogue):
+    """Queries [n, num_queries * dim] rotated, keys rotated and values into the cache [num_keys, positions, dim]."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("queries", "keys", "values", "cos", "sin", "bias", "start")),
+        ("head_stride", ctypes.c_longlong),
+        *((name, ctypes.c_int) for name in ("num_queries", "num_keys", "dim")),
+    )
+
+
+def launch(rows: Tensor, weight: Tensor, pairs: Pairs, epilogue: Epilogue, tile: Tile, *, overlap: bool) -> None:
+    """``rows`` [n, k] times ``weight`` [m, k] transposed, and ``epilogue``, on the current stream.
+
+    ``overlap``: before the kernel in front has ended. Raises RuntimeError.
     """
+    from cuda.bindings import driver
 
-    epilogue: Epilogue
-    tile: Tile
-    splits: int = 1
-
-    def __call__(self, rows: Tensor, weight: Tensor, out: Tensor, *, overlap: bool) -> None:
-        """Launch on the current stream, ``overlap``: before the kernel in front has ended. Raises RuntimeError."""
-        from cuda.bindings import driver
-
-        tile = self.tile
-        num_tokens, columns = rows.shape
-        blocks = math.ceil(math.ceil(weight.shape[0] / UNIT) / tile.warpgroups)
-        box = (BLOCK_K, tile.box_tokens)
-        values = (
-            _weight_map(weight.data_ptr(), weight.shape, weight.dtype, self.epilogue == "store_swiglu"),
-            _tensor_map(rows.data_ptr(), rows.dtype, (columns, num_tokens), (rows.stride(0),), box),
-            out.data_ptr(),
-            num_tokens,
-            out.shape[-1],
-            math.ceil(columns / BLOCK_K),
-        )
-        config = driver.CUlaunchConfig()
-        config.gridDimX = math.ceil(blocks / tile.cluster) * tile.cluster
-        config.gridDimY, config.gridDimZ = self.splits, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = 128 * (tile.warpgroups + 1), 1, 1
-        config.sharedMemBytes = tile.shared_bytes
-        config.hStream = torch.cuda.current_stream(rows.device).cuda_stream
-        config.attrs = _attributes(tile.cluster, overlap)
-        config.numAttrs = len(config.attrs)
-        kernel = _kernel(self.epilogue, tile, rows.dtype, rows.device.index)
-        _check(driver.cuLaunchKernelEx(config, kernel, (values, _ARGUMENT_TYPES), 0))
+    num_tokens, columns = rows.shape
+    units = math.ceil(weight.shape[0] / UNIT)
+    values = (
+        _weight_map(weight.data_ptr(), weight.shape, weight.dtype, pairs),
+        _tensor_map(rows.data_ptr(), rows.dtype, (columns, num_tokens), (rows.stride(0),), (BLOCK_K, tile.box_tokens)),
+        num_tokens,
+        math.ceil(columns / BLOCK_K),
+        math.ceil(pairs.part / UNIT),
+        epilogue,
+    )
+    types = (None, None, ctypes.c_int, ctypes.c_int, ctypes.c_int, None)
+    config = driver.CUlaunchConfig()
+    config.gridDimX = math.ceil(math.ceil(units / tile.warpgroups) / tile.sharing) * tile.sharing
+    config.gridDimY, config.gridDimZ = tile.splits, math.ceil(num_tokens / tile.tokens)
+    config.blockDimX, config.blockDimY, config.blockDimZ = 128 * (tile.warpgroups + 1), 1, 1
+    config.sharedMemBytes = tile.shared_bytes
+    config.hStream = torch.cuda.current_stream(rows.device).cuda_stream
+    config.attrs = _attributes(tile, overlap)
+    config.numAttrs = len(config.attrs)
+    kernel = _kernel(type(epilogue).__name__, tile, rows.dtype, rows.device.index)
+    _check(driver.cuLaunchKernelEx(config, kernel, (values, types), 0))
 
 
-def compile_product(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
+def compile_product(epilogue: str, tile: Tile, dtype: torch.dtype) -> bytes:
     """The machine code of one shape; raises RuntimeError with the compiler's log."""
     from cuda.bindings import nvrtc
 
@@ -117,7 +146,7 @@ def _filled(program: Any, size_of: Callable[[Any], Any], fill: Callable[[Any, by
     return buffer
 
 
-def _prelude(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> str:
+def _prelude(epilogue: str, tile: Tile, dtype: torch.dtype) -> str:
     """What ``product.cu`` leaves open: sizes, the element type, and the one instruction that spells its shape out."""
     element = {torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
     num_sums = tile.tokens // 2
@@ -128,11 +157,18 @@ def _prelude(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> str:
 #define TOKENS {tile.tokens}
 #define WARPGROUPS {tile.warpgroups}
 #define STAGES {tile.stages}
-#define CLUSTER {tile.cluster}
+#define SHARING {tile.sharing}
+#define SPLITS {tile.splits}
 __device__ __forceinline__ unsigned pack(float low, float high) {{
     unsigned packed;
     asm("cvt.rn.{element}x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
     return packed;
+}}
+__device__ __forceinline__ float2 unpack(unsigned packed) {{
+    float2 both;
+    asm("{{.reg .b16 low, high; mov.b32 {{low, high}}, %2; cvt.f32.{element} %0, low; cvt.f32.{element} %1, high;}}"
+        : "=f"(both.x), "=f"(both.y) : "r"(packed));
+    return both;
 }}
 // sums (+)= a unit's 16 columns times the tokens' 16 columns
 __device__ __forceinline__ void multiply(
@@ -148,7 +184,7 @@ __device__ __forceinline__ void multiply(
 
 
 @cache
-def _kernel(epilogue: Epilogue, tile: Tile, dtype: torch.dtype, device: int) -> Any:
+def _kernel(epilogue: str, tile: Tile, dtype: torch.dtype, device: int) -> Any:
     from cuda.bindings import driver
 
     code = _cached(epilogue, tile, dtype)
@@ -160,7 +196,7 @@ def _kernel(epilogue: Epilogue, tile: Tile, dtype: torch.dtype, device: int) -> 
     return _check(driver.cuKernelGetFunction(kernel))[0]
 
 
-def _cached(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
+def _cached(epilogue: str, tile: Tile, dtype: torch.dtype) -> bytes:
     from cuda.bindings import nvrtc
     from triton.runtime.cache import get_cache_manager
 
@@ -174,29 +210,29 @@ def _cached(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
 
 
 @cache
-def _attributes(cluster: int, overlap: bool) -> list[Any]:
+def _attributes(tile: Tile, overlap: bool) -> list[Any]:
     from cuda.bindings import driver
 
     ids = driver.CUlaunchAttributeID
     clustered, overlapping = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
     clustered.id = ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    clustered.value.clusterDim.x, clustered.value.clusterDim.y, clustered.value.clusterDim.z = cluster, 1, 1
+    clustered.value.clusterDim.x, clustered.value.clusterDim.y = tile.sharing, tile.splits
+    clustered.value.clusterDim.z = 1
     overlapping.id = ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     overlapping.value.programmaticStreamSerializationAllowed = int(overlap)
     return [clustered, overlapping]
 
 
 @lru_cache(maxsize=1024)
-def _weight_map(address: int, shape: Sequence[int], dtype: torch.dtype, interleaved: bool) -> Any:
-    """Units of 64 rows of a matrix, in blocks of 8: in order, or from its halves in turn."""
+def _weight_map(address: int, shape: Sequence[int], dtype: torch.dtype, pairs: Pairs) -> Any:
+    """Units of 64 rows: 4 times 8 rows and the 8 rows that belong to them."""
     rows, columns = shape
-    between, group = (rows // 2, 8) if interleaved else (8, 16)
     return _tensor_map(
         address,
         dtype,
-        sizes=(columns, 8, 2, rows // 16),
-        strides=(columns, between * columns, group * columns),
-        box=(BLOCK_K, 8, 2, 4),
+        sizes=(columns, 8, 2, pairs.part // 16, rows // pairs.part),
+        strides=(columns, pairs.apart * columns, pairs.step * columns, pairs.part * columns),
+        box=(BLOCK_K, 8, 2, 4, 1),
     )
 
 

@@ -25,8 +25,20 @@ class ReferenceKernels:
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return weight * scaled.to(hidden.dtype)
 
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(rows, weight, bias)
+    def linear_rotate(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        num_queries: int,
+        start: Tensor,
+        heads: Heads,
+        norms: HeadNorms,
+        slots: Slots,
+    ) -> Tensor:
+        qkv = F.linear(rows, weight, bias)
+        self.rotate_store(qkv, num_queries, start, heads, norms, slots)
+        return qkv
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
@@ -39,6 +51,7 @@ class ReferenceKernels:
     def rotate_store(
         self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
     ) -> None:
+        """``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place."""
         positions = _positions(start, qkv.shape[0])
         cos, sin = slots.cos.index_select(0, positions), slots.sin.index_select(0, positions)
         queries, keys, values = _split(qkv, num_queries, heads)

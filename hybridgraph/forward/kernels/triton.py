@@ -18,7 +18,6 @@ from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 from hybridgraph.forward.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
 from hybridgraph.forward.kernels.gemv import gemv_kernel
 from hybridgraph.forward.kernels.rowwise import (
-    add_norm_kernel,
     embed_norm_kernel,
     norm_kernel,
     rotate_store_kernel,
@@ -71,8 +70,20 @@ class TritonKernels:
         )
         return out
 
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(rows, weight, bias)
+    def linear_rotate(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        num_queries: int,
+        start: Tensor,
+        heads: Heads,
+        norms: HeadNorms,
+        slots: Slots,
+    ) -> Tensor:
+        qkv = F.linear(rows, weight, bias)
+        self.rotate_store(qkv, num_queries, start, heads, norms, slots)
+        return qkv
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         return self.swiglu(F.linear(rows, gate_up))
@@ -81,24 +92,10 @@ class TritonKernels:
         torch.addmm(hidden, rows, weight.T, out=hidden)
         return self.norm(hidden, norm, eps)
 
-    def add_norm(self, hidden: Tensor, partial: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """``hidden`` [n, h] += the sum of ``partial`` float32 [splits, n, h]; returns its RMSNorm."""
-        out = torch.empty_like(hidden)
-        splits, rows, width = partial.shape
-        self._launch(
-            add_norm_kernel,
-            (rows,),
-            (hidden, partial, weight, out, eps),
-            WIDTH=width,
-            SPLITS=splits,
-            BLOCK=triton.next_power_of_2(width),
-            num_warps=_row_warps(width),
-        )
-        return out
-
     def rotate_store(
         self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
     ) -> None:
+        """``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place."""
         most, warps = ROTATE_BLOCK
         together = math.gcd(math.gcd(num_queries, heads.keys), most)
         half = heads.dim // 2
