@@ -1,108 +1,143 @@
-"""The fused forward's kernels on Hopper: Triton's, with own products where they were measured to be faster.
+"""The fused forward's kernels on Hopper: Triton's, with all that lies between two attentions in one launch of its own.
 
-An own product gains by what stands around it: it loads its first weights before the kernel in front has ended, and
-it ends with what would be a kernel of its own, SwiGLU, the residual, or rotation with the cache write.
+One launch works on a prompt as long as its products divide well among the chip's multiprocessors; other lengths, and
+shapes that it does not cover, are left to Triton's kernels and cuBLAS.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
-from hybridgraph.forward.kernels.product import UNIT, Add, Epilogue, Pairs, Rotate, Swiglu, Tile, launch
+from hybridgraph.forward.kernels import AttentionInput, LayerWeights
+from hybridgraph.forward.kernels.layer import (
+    BLOCK_K,
+    NUM_ARRIVALS,
+    UNIT,
+    WARPGROUPS,
+    Layer,
+    Pairing,
+    Rotation,
+    Shape,
+    blocks_of,
+    halves,
+    in_order,
+    launch,
+    max_pairs,
+    product,
+)
 from hybridgraph.forward.kernels.triton import TritonKernels
 
-# A warpgroup's sums and addresses must fit its registers, of which more warpgroups leave each fewer.
-MOST_TOKENS = {3: 200, 2: 256, 1: 256}
-SHARING_TOKENS = 32  # from which on blocks share their loads of them
+MOST_TOKENS = 200  # of one piece of a prompt: a worker's sums must fit its registers, beside its addresses
+MOST_PIECES = 2  # up to which one launch was faster (README, The fused forward)
+LEAST_USE = 0.75  # of the multiprocessors, by gate and up, where one round does not do
 
 
 class HopperKernels(TritonKernels):
     """Implements Kernels in float16 and bfloat16 on a device of compute capability 9.0."""
 
     name = "hopper"
+    exclusive = True
 
-    def linear_rotate(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        num_queries: int,
-        start: Tensor,
-        heads: Heads,
-        norms: HeadNorms,
-        slots: Slots,
-    ) -> Tensor:
-        tile = self._tile(rows, weight)
-        if tile is None or norms.key is not None or heads.dim % UNIT:
-            return super().linear_rotate(rows, weight, bias, num_queries, start, heads, norms, slots)
-        queries = rows.new_empty(rows.shape[0], num_queries * heads.dim)
-        pointers = (queries, slots.keys, slots.values, slots.cos, slots.sin, bias, start)
-        epilogue = Rotate(
-            *(0 if tensor is None else tensor.data_ptr() for tensor in pointers),
-            slots.keys.stride(0),
-            num_queries,
-            heads.keys,
-            heads.dim,
-        )
-        self._product(rows, weight, Pairs(heads.dim // 2, heads.dim), epilogue, tile)
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self._pairs = torch.cuda.get_device_properties(device).multi_processor_count // 2
+        self._arrivals = torch.zeros(NUM_ARRIVALS, dtype=torch.int32, device=device)
+
+    def linear_rotate(self, rows: Tensor, to: AttentionInput) -> Tensor:
+        shape = self._shape(rows, to)
+        if shape is None:
+            return super().linear_rotate(rows, to)
+        layer = Layer(num_tokens=rows.shape[0])
+        queries = _project(layer, shape, rows, to)
+        launch(layer, shape, self._device, overlap=self._overlap)
         return queries
 
-    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
-        tile = self._tile(rows, gate_up)
-        if tile is None:
-            return super().linear_swiglu(rows, gate_up)
-        num_rows, width = gate_up.shape[0], gate_up.shape[0] // 2
-        out = rows.new_empty(rows.shape[0], width)
-        self._product(rows, gate_up, Pairs(width, num_rows), Swiglu(out.data_ptr(), width), tile)
-        return out
+    def between_attentions(self, hidden: Tensor, attended: Tensor, layer: LayerWeights, to: AttentionInput) -> Tensor:
+        shape = self._shape(hidden, to)
+        if shape is None or not covers_layer(layer, shape.pieces(hidden.shape[0]), self._pairs):
+            return super().between_attentions(hidden, attended, layer, to)
+        num_tokens, width = hidden.shape
+        inner = layer.down.shape[1]
+        normed, gated = torch.empty_like(hidden), hidden.new_empty(num_tokens, inner)
+        partial = torch.empty(shape.splits, num_tokens, width, dtype=torch.float32, device=hidden.device)
+        whole = Layer(
+            out=product(shape, attended, layer.out, in_order(layer.out), splits=shape.splits),
+            gate_up=product(shape, normed, layer.gate_up, halves(layer.gate_up)),
+            down=product(shape, gated, layer.down, in_order(layer.down), splits=shape.splits),
+            hidden=hidden.data_ptr(),
+            normed=normed.data_ptr(),
+            gated=gated.data_ptr(),
+            partial=partial.data_ptr(),
+            mlp_norm=layer.mlp_norm.data_ptr(),
+            input_norm=to.norm.data_ptr(),
+            arrivals=self._arrivals.data_ptr(),
+            inner=inner,
+            num_tokens=num_tokens,
+            eps=to.eps,
+        )
+        queries = _project(whole, shape, normed, to)
+        launch(whole, shape, self._device, overlap=self._overlap)
+        return queries
 
-    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        tile = self._tile(rows, weight)
-        if tile is None:
-            return super().linear_add_norm(hidden, rows, weight, norm, eps)
-        width = weight.shape[0]
-        self._product(rows, weight, Pairs(8, width), Add(hidden.data_ptr(), width), tile)
-        return self.norm(hidden, norm, eps)
-
-    def _tile(self, rows: Tensor, weight: Tensor) -> Tile | None:
-        return tile_for(weight.shape[0], rows.shape[0], multiprocessors(rows.device)) if fits(weight) else None
-
-    def _product(self, rows: Tensor, weight: Tensor, pairs: Pairs, epilogue: Epilogue, tile: Tile) -> None:
-        launch(rows, weight, pairs, epilogue, tile, overlap=self._overlap)
-
-
-@cache
-def tile_for(num_rows: int, num_tokens: int, multiprocessors: int) -> Tile | None:
-    """The tile whose blocks, one on each multiprocessor, have the least to do; None where there are always too many."""
-    units = num_rows // UNIT
-    found: dict[float, Tile] = {}
-    for warpgroups, most in MOST_TOKENS.items():
-        pieces = math.ceil(num_tokens / most)
-        tokens = _rounded(math.ceil(num_tokens / pieces))
-        for splits in (4, 2, 1):
-            sharing = min(8 // splits, 4) if tokens >= SHARING_TOKENS else 1
-            blocks = math.ceil(math.ceil(units / warpgroups) / sharing) * sharing
-            if blocks * pieces * splits <= multiprocessors:
-                found.setdefault(warpgroups * tokens / splits, Tile(warpgroups, tokens, sharing, splits))
-    return found[min(found)] if found else None
+    def _shape(self, rows: Tensor, to: AttentionInput) -> Shape | None:
+        num_tokens, width = rows.shape
+        shape = shape_for(num_tokens, width, rows.dtype, self._pairs)
+        if shape is None or not covers_projection(to):
+            return None
+        tasks = product(shape, rows, to.projection.weight, _heads_of(to), exchange=shape.exchange).tasks
+        return shape if tasks <= max_pairs(shape, self._device) else None
 
 
-def _rounded(num_tokens: int) -> int:
+def shape_for(num_tokens: int, width: int, dtype: torch.dtype, pairs: int) -> Shape | None:
+    """What a launch for rows [num_tokens, width] is compiled for; None where the prompt is too long for one."""
+    pieces = math.ceil(num_tokens / MOST_TOKENS)
+    if pieces > MOST_PIECES:
+        return None
     step = 16 if num_tokens <= 128 else 8  # coarser where tokens cost little: each is another kernel to compile
-    return math.ceil(num_tokens / step) * step
+    tokens = math.ceil(num_tokens / pieces / step) * step
+    row_tasks = math.ceil(math.ceil(width / UNIT / WARPGROUPS) / 2)
+    splits = max(1, min(pairs // (row_tasks * pieces), width // BLOCK_K // 2))
+    return Shape(tokens, width, splits, pieces == 1, dtype)
 
 
-def fits(weight: Tensor) -> bool:
+def covers_projection(to: AttentionInput) -> bool:
+    return to.projection.norms.key is None and to.heads.dim % UNIT == 0 and _fits(to.projection.weight)
+
+
+def covers_layer(layer: LayerWeights, pieces: int, pairs: int) -> bool:
+    if not all(_fits(weight) for weight in (layer.out, layer.gate_up, layer.down)):
+        return False
+    rounds = math.ceil(math.ceil(blocks_of(layer.gate_up) / 2) * pieces / pairs)
+    use = layer.gate_up.shape[0] / UNIT * pieces / (rounds * pairs * 2 * WARPGROUPS)
+    return rounds == 1 or use >= LEAST_USE
+
+
+def _fits(weight: Tensor) -> bool:
     """Whether tensor maps can describe units of it."""
-    rows, columns = weight.shape
-    return rows % UNIT == 0 and columns % 8 == 0 and weight.is_contiguous()
+    return weight.shape[0] % UNIT == 0 and weight.shape[1] % 8 == 0 and weight.is_contiguous()
 
 
-@cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _heads_of(to: AttentionInput) -> Pairing:
+    return Pairing(to.heads.dim // 2, to.heads.dim)
+
+
+def _project(layer: Layer, shape: Shape, rows: Tensor, to: AttentionInput) -> Tensor:
+    """Put the projection of ``rows`` into ``layer``; returns the queries that it will write."""
+    projection, heads, slots = to.projection, to.heads, to.slots
+    queries = rows.new_empty(rows.shape[0], projection.num_queries * heads.dim)
+    layer.projection = product(shape, rows, projection.weight, _heads_of(to), exchange=shape.exchange)
+    bias = projection.bias
+    layer.rotation = Rotation(
+        *(tensor.data_ptr() for tensor in (queries, slots.keys, slots.values, slots.cos, slots.sin)),
+        0 if bias is None else bias.data_ptr(),
+        to.start.data_ptr(),
+        slots.keys.stride(0),
+        projection.num_queries,
+        heads.keys,
+        heads.dim,
+    )
+    return queries

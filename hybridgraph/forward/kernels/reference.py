@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
+from hybridgraph.forward.kernels import AttentionInput, HeadNorms, Heads, Kernels, Slots
 
 
-class ReferenceKernels:
+class ReferenceKernels(Kernels):
     """Implements Kernels; any device, any float type."""
 
     name = "torch"
@@ -25,19 +25,9 @@ class ReferenceKernels:
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return weight * scaled.to(hidden.dtype)
 
-    def linear_rotate(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        num_queries: int,
-        start: Tensor,
-        heads: Heads,
-        norms: HeadNorms,
-        slots: Slots,
-    ) -> Tensor:
-        qkv = F.linear(rows, weight, bias)
-        self.rotate_store(qkv, num_queries, start, heads, norms, slots)
+    def linear_rotate(self, rows: Tensor, to: AttentionInput) -> Tensor:
+        qkv = F.linear(rows, to.projection.weight, to.projection.bias)
+        self.rotate_store(qkv, to.projection.num_queries, to.start, to.heads, to.projection.norms, to.slots)
         return qkv
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:

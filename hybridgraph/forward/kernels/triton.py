@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
+from hybridgraph.forward.kernels import AttentionInput, HeadNorms, Heads, Kernels, Slots
 from hybridgraph.forward.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
 from hybridgraph.forward.kernels.gemv import gemv_kernel
 from hybridgraph.forward.kernels.rowwise import (
@@ -31,7 +31,7 @@ ROTATE_BLOCK = (8, 4)  # heads of a program at most, warps
 SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 
 
-class TritonKernels:
+class TritonKernels(Kernels):
     """Implements Kernels in float16 and bfloat16 on a CUDA device."""
 
     name = "triton"
@@ -70,19 +70,9 @@ class TritonKernels:
         )
         return out
 
-    def linear_rotate(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        num_queries: int,
-        start: Tensor,
-        heads: Heads,
-        norms: HeadNorms,
-        slots: Slots,
-    ) -> Tensor:
-        qkv = F.linear(rows, weight, bias)
-        self.rotate_store(qkv, num_queries, start, heads, norms, slots)
+    def linear_rotate(self, rows: Tensor, to: AttentionInput) -> Tensor:
+        qkv = F.linear(rows, to.projection.weight, to.projection.bias)
+        self.rotate_store(qkv, to.projection.num_queries, to.start, to.heads, to.projection.norms, to.slots)
         return qkv
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
