@@ -66,6 +66,8 @@ def main() -> None:
             ids, start, last = torch.zeros(length, dtype=torch.long), torch.tensor([0]), torch.tensor([length - 1])
             forward.prefill(ids, length, start, last, cache, logits)
         forward.decode(torch.zeros(1, dtype=torch.long), torch.tensor([200]), cache, logits)
+    hidden = torch.zeros(100, 4096, dtype=torch.float16)
+    kernels.add_norm(hidden, torch.zeros(4, 100, 4096), hidden[0], 1e-5)
     print(*sorted(kernels.names | compile_sampling()))
 
 

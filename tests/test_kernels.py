@@ -116,6 +116,16 @@ def test_swiglu(width: int) -> None:
     assert_close(TritonKernels().swiglu(gate_up), F.silu(gate) * up)
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+def test_partial_sums_are_added_and_normed(splits: int) -> None:
+    hidden, weight = rows(randint(1, 20), 1000), rows(1000)
+    partial = torch.randn(splits, *hidden.shape, device=DEVICE)
+    expected = hidden.float() + partial.sum(0)
+    normed = TritonKernels().add_norm(hidden, partial, weight, EPS)
+    assert_close(hidden, expected)
+    assert_close(normed, ReferenceKernels().norm(expected, weight.float(), EPS))
+
+
 @pytest.mark.parametrize(("num_rows", "width"), [(1, 48), (30, 1000), (30, 2100), (70, 8200)])
 def test_one_row_products(num_rows: int, width: int) -> None:
     row, norm, weight = rows(1, width), rows(width), rows(num_rows, width) / width**0.5

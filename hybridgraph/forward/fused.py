@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from hybridgraph.errors import UserError
 from hybridgraph.forward import KVCache
-from hybridgraph.forward.kernels import AttentionInput, Kernels, LayerWeights, Slots, kernels_for
-from hybridgraph.forward.weights import merge_weights
+from hybridgraph.forward.kernels import Kernels, Slots, kernels_for
+from hybridgraph.forward.weights import LayerWeights, merge_weights
 
 
 @dataclass(frozen=True)
@@ -69,47 +69,51 @@ class FusedForward:
     def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: FusedCache, logits: Tensor) -> None:
         weights, kernels = self._weights, self._kernels
         layers = weights.layers
-        inputs = [self._attention_input(number, start, cache) for number in range(len(layers))]
-        hidden, normed = kernels.embed_norm(ids, start, length, weights.embedding, inputs[0].norm, weights.eps)
-        queries = kernels.linear_rotate(normed, inputs[0])
-        for layer, (of, to) in zip(layers, pairwise(inputs), strict=False):
-            attended = kernels.attend(queries, start, self._heads, of.slots)
-            queries = kernels.between_attentions(hidden, attended, layer, to)
+        hidden, normed = kernels.embed_norm(ids, start, length, weights.embedding, layers[0].input_norm, weights.eps)
+        for number, (layer, after) in enumerate(pairwise(layers)):
+            normed = self._all_rows(layer, after, hidden, normed, start, cache.slots(number))
+        self._store_only(layers[-1], normed, start, cache.slots(len(layers) - 1))
         row = hidden.index_select(0, last - start)
         query = self._one_row_project(layers[-1], row, self._heads.query_width)
-        self._one_row(layers[-1], row, query, last, inputs[-1].slots, store=False)
+        self._one_row(layers[-1], row, query, last, cache.slots(len(layers) - 1), store=False)
         self._project_out(row, logits)
 
     def decode(self, token: Tensor, position: Tensor, cache: FusedCache, logits: Tensor) -> None:
         weights = self._weights
         row = weights.embedding.index_select(0, token)
         for number, layer in enumerate(weights.layers):
-            qkv = self._one_row_project(layer, row, layer.qkv.weight.shape[0])
+            qkv = self._one_row_project(layer, row, layer.qkv.shape[0])
             self._one_row(layer, row, qkv, position, cache.slots(number), store=True)
         self._project_out(row, logits)
 
-    def _attention_input(self, number: int, start: Tensor, cache: FusedCache) -> AttentionInput:
-        """Of the last layer, later tokens need keys and values alone."""
-        layer, is_last = self._weights.layers[number], number == len(self._weights.layers) - 1
-        return AttentionInput(
-            norm=layer.input_norm,
-            eps=self._weights.eps,
-            projection=layer.qkv.without_queries(self._heads.query_width) if is_last else layer.qkv,
-            heads=self._heads,
-            slots=cache.slots(number),
-            start=start,
-        )
+    def _all_rows(
+        self, layer: LayerWeights, after: LayerWeights, hidden: Tensor, normed: Tensor, start: Tensor, slots: Slots
+    ) -> Tensor:
+        """Add ``layer`` to ``hidden``; returns it normed for the layer ``after``."""
+        kernels, heads, eps = self._kernels, self._heads, self._weights.eps
+        qkv = kernels.linear(normed, layer.qkv, layer.qkv_bias)
+        kernels.rotate_store(qkv, heads.queries, start, heads, layer.head_norms, slots)
+        attended = kernels.attend(qkv, start, heads, slots)
+        normed = kernels.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, eps)
+        gated = kernels.linear_swiglu(normed, layer.gate_up)
+        return kernels.linear_add_norm(hidden, gated, layer.down, after.input_norm, eps)
+
+    def _store_only(self, layer: LayerWeights, normed: Tensor, start: Tensor, slots: Slots) -> None:
+        """Keys and values of every position: all that later tokens need of the last layer."""
+        width = self._heads.query_width
+        bias = None if layer.qkv_bias is None else layer.qkv_bias[width:]
+        kv = self._kernels.linear(normed, layer.qkv[width:], bias)
+        self._kernels.rotate_store(kv, 0, start, self._heads, layer.head_norms, slots)
 
     def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
-        bias = None if layer.qkv.bias is None else layer.qkv.bias[:width]
-        eps = self._weights.eps
-        return self._kernels.one_row_linear(row, layer.input_norm, eps, layer.qkv.weight[:width], bias)
+        bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]
+        return self._kernels.one_row_linear(row, layer.input_norm, self._weights.eps, layer.qkv[:width], bias)
 
     def _one_row(
         self, layer: LayerWeights, row: Tensor, qkv: Tensor, position: Tensor, slots: Slots, *, store: bool
     ) -> None:
         kernels = self._kernels
-        attended = kernels.one_row_attend(qkv, position, self._heads, layer.qkv.norms, slots, store=store)
+        attended = kernels.one_row_attend(qkv, position, self._heads, layer.head_norms, slots, store=store)
         kernels.one_row_add(row, attended, layer.out)
         gated = kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, layer.gate_up)
         kernels.one_row_add(row, gated, layer.down)

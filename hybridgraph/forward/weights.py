@@ -15,12 +15,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hybridgraph.errors import UserError
-from hybridgraph.forward.kernels import HeadNorms, Heads, LayerWeights, Projection
+from hybridgraph.forward.kernels import HeadNorms, Heads
 
 COVERED = ("llama", "mistral", "qwen2", "qwen3")
 
 # Scalings whose frequencies depend on the length in progress: a captured graph would keep those of its capture.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """One decoder layer. Matrices are [outputs, inputs], as nn.Linear keeps them."""
+
+    input_norm: Tensor
+    qkv: Tensor  # rows: queries, keys, values
+    qkv_bias: Tensor | None
+    head_norms: HeadNorms
+    out: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor  # rows: gate, up
+    down: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +84,15 @@ def _merge_layer(layer: nn.Module) -> LayerWeights:
     biased = attention.q_proj.bias is not None
     weights = LayerWeights(
         input_norm=layer.input_layernorm.weight.detach(),  # type: ignore[union-attr,operator]
-        qkv=Projection(
-            weight=_merge([p.weight for p in projections]),
-            bias=_merge([p.bias for p in projections]) if biased else None,
-            norms=HeadNorms(_weight_of(attention, "q_norm"), _weight_of(attention, "k_norm")),
-            num_queries=attention.q_proj.weight.shape[0] // attention.head_dim,
-        ),
+        qkv=_merge([p.weight for p in projections]),
+        qkv_bias=_merge([p.bias for p in projections]) if biased else None,
+        head_norms=HeadNorms(_weight_of(attention, "q_norm"), _weight_of(attention, "k_norm")),
         out=attention.o_proj.weight.detach(),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),  # type: ignore[union-attr,operator]
         gate_up=_merge([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
     )
-    if weights.qkv.weight.is_cuda:
+    if weights.qkv.is_cuda:
         torch.cuda.empty_cache()  # the parts' blocks are too small for the next merged matrix
     return weights
 

@@ -6,7 +6,7 @@ serves decoding and the last position of a prompt, where the work is reading wei
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -51,51 +51,11 @@ class HeadNorms:
     key: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Projection:
-    """The merged projection of queries, keys and values, or its part for keys and values alone."""
-
-    weight: Tensor  # [(num_queries + 2 * keys) * dim, hidden]: rows of queries, keys, values
-    bias: Tensor | None
-    norms: HeadNorms
-    num_queries: int
-
-    def without_queries(self, query_width: int) -> Projection:
-        bias = None if self.bias is None else self.bias[query_width:]
-        return replace(self, weight=self.weight[query_width:], bias=bias, num_queries=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerWeights:
-    """One decoder layer. Matrices are [outputs, inputs], as nn.Linear keeps them."""
-
-    input_norm: Tensor
-    qkv: Projection
-    out: Tensor
-    mlp_norm: Tensor
-    gate_up: Tensor  # rows: gate, up
-    down: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionInput:
-    """How one layer's attention gets what it works on from a prompt's hidden state."""
-
-    norm: Tensor
-    eps: float
-    projection: Projection
-    heads: Heads
-    slots: Slots
-    start: Tensor  # int64 [1]: the position of the first row of a prompt's piece
-
-
 class Kernels(Protocol):
     """No kernel synchronizes, reads a device value on the host, or keeps state.
 
     ``start``: int64 [1], the position of the first row of a prompt's piece. What is captured serves any.
     """
-
-    exclusive: bool = False  # whether its launches must not run beside others of theirs, on another stream
 
     @property
     def name(self) -> str: ...
@@ -106,12 +66,8 @@ class Kernels(Protocol):
         """``ids[start : start + length]`` -> (hidden [length, h], its RMSNorm [length, h])."""
         ...
 
-    def linear_rotate(self, rows: Tensor, to: AttentionInput) -> Tensor:
-        """Project normed rows of a prompt, [n, h].
-
-        Queries are rotated and returned, in the first columns of [n, >= num_queries * dim]; keys are rotated into
-        ``to.slots.keys``, values go to ``to.slots.values``.
-        """
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[n, k] times weight [m, k] transposed, plus bias [m]: [n, m]."""
         ...
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
@@ -122,14 +78,15 @@ class Kernels(Protocol):
         """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
         ...
 
-    def between_attentions(self, hidden: Tensor, attended: Tensor, layer: LayerWeights, to: AttentionInput) -> Tensor:
-        """What ``layer`` does behind its attention, and the next layer before its own.
+    def rotate_store(
+        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
+    ) -> None:
+        """Rotate and store rows of a prompt, the first of which is at position ``start``.
 
-        Adds to ``hidden`` [n, h]; returns queries as ``linear_rotate`` does.
+        ``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place, keys are rotated into
+        ``slots.keys``, values go to ``slots.values``. ``num_queries`` may be 0.
         """
-        normed = self.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, to.eps)
-        gated = self.linear_swiglu(normed, layer.gate_up)
-        return self.linear_rotate(self.linear_add_norm(hidden, gated, layer.down, to.norm, to.eps), to)
+        ...
 
     def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
         """Attention of rotated queries [n, >= queries * dim], the i-th over slots 0 … start+i: [n, queries * dim]."""
@@ -173,7 +130,7 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
     if torch.cuda.get_device_capability(device) == (9, 0) and find_spec("cuda") and find_spec("cuda.bindings"):
         from hybridgraph.forward.kernels.hopper import HopperKernels
 
-        return HopperKernels(device)
+        return HopperKernels()
     from hybridgraph.forward.kernels.triton import TritonKernels
 
     return TritonKernels()

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.forward.kernels import AttentionInput, HeadNorms, Heads, Kernels, Slots
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 
 
-class ReferenceKernels(Kernels):
+class ReferenceKernels:
     """Implements Kernels; any device, any float type."""
 
     name = "torch"
@@ -25,10 +25,8 @@ class ReferenceKernels(Kernels):
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return weight * scaled.to(hidden.dtype)
 
-    def linear_rotate(self, rows: Tensor, to: AttentionInput) -> Tensor:
-        qkv = F.linear(rows, to.projection.weight, to.projection.bias)
-        self.rotate_store(qkv, to.projection.num_queries, to.start, to.heads, to.projection.norms, to.slots)
-        return qkv
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, weight, bias)
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
@@ -41,7 +39,6 @@ class ReferenceKernels(Kernels):
     def rotate_store(
         self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
     ) -> None:
-        """``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place."""
         positions = _positions(start, qkv.shape[0])
         cos, sin = slots.cos.index_select(0, positions), slots.sin.index_select(0, positions)
         queries, keys, values = _split(qkv, num_queries, heads)

@@ -50,6 +50,32 @@ def norm_kernel(hidden, weight, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
+def add_norm_kernel(
+    hidden,  # [rows, WIDTH], added to
+    partial,  # float32 [SPLITS, rows, WIDTH]: partial sums of a product
+    weight,
+    out,
+    eps,
+    WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    num_rows = tl.num_programs(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    scale = tl.load(weight + cols, mask, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    x = tl.load(hidden + row * WIDTH + cols, mask, other=0.0).to(tl.float32)
+    for split in tl.static_range(SPLITS):
+        x += tl.load(partial + (split * num_rows + row) * WIDTH + cols, mask, other=0.0)
+    added = x.to(hidden.dtype.element_ty)
+    tl.store(hidden + row * WIDTH + cols, added, mask)
+    store_norm(added.to(tl.float32), scale, out + row * WIDTH + cols, mask, eps, WIDTH)
+
+
+@triton.jit
 def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from hybridgraph.forward.kernels import AttentionInput, HeadNorms, Heads, Kernels, Slots
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 from hybridgraph.forward.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
 from hybridgraph.forward.kernels.gemv import gemv_kernel
 from hybridgraph.forward.kernels.rowwise import (
+    add_norm_kernel,
     embed_norm_kernel,
     norm_kernel,
     rotate_store_kernel,
@@ -31,7 +32,7 @@ ROTATE_BLOCK = (8, 4)  # heads of a program at most, warps
 SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 
 
-class TritonKernels(Kernels):
+class TritonKernels:
     """Implements Kernels in float16 and bfloat16 on a CUDA device."""
 
     name = "triton"
@@ -70,10 +71,8 @@ class TritonKernels(Kernels):
         )
         return out
 
-    def linear_rotate(self, rows: Tensor, to: AttentionInput) -> Tensor:
-        qkv = F.linear(rows, to.projection.weight, to.projection.bias)
-        self.rotate_store(qkv, to.projection.num_queries, to.start, to.heads, to.projection.norms, to.slots)
-        return qkv
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, weight, bias)
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         return self.swiglu(F.linear(rows, gate_up))
@@ -82,10 +81,24 @@ class TritonKernels(Kernels):
         torch.addmm(hidden, rows, weight.T, out=hidden)
         return self.norm(hidden, norm, eps)
 
+    def add_norm(self, hidden: Tensor, partial: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """``hidden`` [n, h] += the sum of ``partial`` float32 [splits, n, h]; returns its RMSNorm."""
+        out = torch.empty_like(hidden)
+        splits, rows, width = partial.shape
+        self._launch(
+            add_norm_kernel,
+            (rows,),
+            (hidden, partial, weight, out, eps),
+            WIDTH=width,
+            SPLITS=splits,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=_row_warps(width),
+        )
+        return out
+
     def rotate_store(
         self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
     ) -> None:
-        """``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place."""
         most, warps = ROTATE_BLOCK
         together = math.gcd(math.gcd(num_queries, heads.keys), most)
         half = heads.dim // 2
