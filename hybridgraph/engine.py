@@ -59,6 +59,9 @@ class StaticOperations:
         self._buffers = buffers
         self._cache = forward.allocate_cache(positions)
 
+    def prepare(self, lengths: Sequence[int]) -> None:
+        self._forward.prepare(lengths)
+
     def run_prefill(self, length: int) -> None:
         buffers = self._buffers
         self._forward.prefill(buffers.ids, length, buffers.start, buffers.last, self._cache, buffers.logits)
@@ -222,7 +225,10 @@ class HybridEngine:
         self._pool = GraphPool(self._static, backend_for(device), cache)
         # The longest that fit the budget: what would be evicted before the first request is not captured at all.
         lengths = [length for length in sorted(set(options.precapture)) if length <= options.positions]
-        self._pool.precapture(lengths[: options.max_graphs], progress)
+        lengths = lengths[: options.max_graphs]
+        progress("compiling kernels", 0, 1)
+        self._static.prepare(lengths)
+        self._pool.precapture(lengths, progress)
         if options.async_capture:
             self._background = BackgroundCapture(self._pool)
 

@@ -1,5 +1,6 @@
 """The own products of Hopper: compiled here, and on a GPU equal to the same products in float32."""
 
+from pathlib import Path
 from random import randint
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridgraph.forward.kernels import product
 from hybridgraph.forward.kernels.hopper import MOST_TOKENS_SPLIT, MOST_TOKENS_SWIGLU, HopperKernels, tile_for
-from hybridgraph.forward.kernels.product import RING_BYTES, Epilogue, compile_product
+from hybridgraph.forward.kernels.product import RING_BYTES, Epilogue, Product, compile_product
 
 LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200)
 
@@ -25,6 +27,23 @@ def test_every_shape_compiles(num_tokens: int, epilogue: Epilogue, dtype: torch.
 def test_a_shape_that_does_not_fit_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"product\.cu.*registers"):
         compile_product("store_swiglu", tile_for(256, warpgroups=3), torch.float16)
+
+
+def test_what_is_compiled_together_is_found_when_it_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    wanted = {Product("store_partial", tile_for(num_tokens, 2), splits) for num_tokens in (1, 40) for splits in (2, 4)}
+    product.compile_together(wanted, torch.float16)
+    assert len(list(tmp_path.rglob("product.cubin"))) == 2, "one for each tile, however it is split"
+    monkeypatch.setattr(product, "compile_product", None)
+    product.compile_together(wanted, torch.float16)
+
+
+def test_a_product_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with pytest.raises(RuntimeError, match="registers"):
+        product.compile_together([Product("store_swiglu", tile_for(256, warpgroups=3))], torch.float16)
 
 
 def rows(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -60,6 +79,22 @@ def test_products_equal_float32(num_tokens: int, widths: tuple[int, int], dtype:
     assert (
         error(normed, expected * torch.rsqrt(expected.square().mean(-1, keepdim=True) + 1e-5) * norm.float()) <= limit
     )
+
+
+@pytest.mark.gpu
+def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    product._kernel.cache_clear()
+    kernels, dtype = HopperKernels(), torch.float16
+    gate_up, down = rows(22016, 4096, dtype=dtype), rows(4096, 11008, dtype=dtype)
+    lengths = [randint(1, 200) for _ in range(3)]
+    kernels.prepare(lengths, gate_up, (down,))
+    monkeypatch.setattr(product, "compile_product", None)
+    for num_tokens in lengths:
+        normed, hidden = rows(num_tokens, 4096, dtype=dtype), rows(num_tokens, 4096, dtype=dtype)
+        kernels.linear_add_norm(hidden, kernels.linear_swiglu(normed, gate_up), down, normed[0], 1e-5)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +43,10 @@ class Forward(Protocol):
     @property
     def chunks(self) -> bool:
         """Whether a prompt may come in several pieces; otherwise ``start`` is always 0."""
+        ...
+
+    def prepare(self, lengths: Sequence[int]) -> None:
+        """Get ready, faster than one by one, to prefill prompts of ``lengths``."""
         ...
 
     def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: Any, logits: Tensor) -> None:

@@ -8,6 +8,7 @@ for every position, the rest for the last one; and a decode step reads the cache
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -48,6 +49,10 @@ class FusedForward:
         self._heads = weights.heads
         self._kernels = kernels or kernels_for(weights.embedding.device, weights.embedding.dtype)
         self.kernels = self._kernels.name
+
+    def prepare(self, lengths: Sequence[int]) -> None:
+        layer = self._weights.layers[0]
+        self._kernels.prepare(lengths, layer.gate_up, (layer.out, layer.down))
 
     def allocate_cache(self, positions: int) -> FusedCache:
         weights = self._weights

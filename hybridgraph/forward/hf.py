@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class StaticHFForward:
             dtype=self._model.dtype,
             device=self._model.device,
         )
+
+    def prepare(self, lengths: Sequence[int]) -> None:
+        """Its kernels serve every length."""
 
     def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: KVCache, logits: Tensor) -> None:
         self._run(
@@ -128,6 +132,9 @@ class EagerHFForward:
     def allocate_cache(self, positions: int) -> list[Cache]:
         """A place for the cache of the answer in progress; the module grows it as it goes."""
         return []
+
+    def prepare(self, lengths: Sequence[int]) -> None:
+        """Its kernels serve every length."""
 
     def prefill(
         self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: list[Cache], logits: Tensor

@@ -6,6 +6,7 @@ serves decoding and the last position of a prompt, where the work is reading wei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol
@@ -59,6 +60,13 @@ class Kernels(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def prepare(self, lengths: Sequence[int], gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+        """Compile at once what prompts of ``lengths`` would have compiled one by one.
+
+        For ``linear_swiglu`` with weights like ``gate_up``, and ``linear_add_norm`` with weights like ``adding``.
+        """
+        ...
 
     def embed_norm(
         self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float

@@ -8,12 +8,13 @@ with partial sums that the next norm adds up.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from hybridgraph.forward.kernels.product import UNIT, Product, Tile
+from hybridgraph.forward.kernels.product import UNIT, Product, Tile, compile_together
 from hybridgraph.forward.kernels.triton import TritonKernels
 
 # Up to here own products were faster than cuBLAS and the kernels that they replace (README, The fused forward).
@@ -29,25 +30,41 @@ class HopperKernels(TritonKernels):
 
     name = "hopper"
 
+    def prepare(self, lengths: Sequence[int], gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+        wanted = [self._swiglu(length, gate_up) for length in lengths]
+        wanted += [self._split(length, weight) for weight in adding for length in lengths]
+        compile_together({product for product in wanted if product is not None}, gate_up.dtype)
+
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
-        num_rows, width = rows.shape[0], gate_up.shape[0] // 2
-        warpgroups = math.ceil(gate_up.shape[0] / UNIT / multiprocessors(rows.device))
-        if num_rows > MOST_TOKENS_SWIGLU or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
+        product = self._swiglu(rows.shape[0], gate_up)
+        if product is None:
             return super().linear_swiglu(rows, gate_up)
-        out = rows.new_empty(num_rows, width)
-        Product("store_swiglu", tile_for(num_rows, warpgroups))(rows, gate_up, out, overlap=self._overlap)
+        out = rows.new_empty(rows.shape[0], gate_up.shape[0] // 2)
+        product(rows, gate_up, out, overlap=self._overlap)
         return out
 
     def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        num_rows, width = hidden.shape
-        splits = multiprocessors(rows.device) // math.ceil(width / UNIT / SPLIT_WARPGROUPS)
-        if num_rows > MOST_TOKENS_SPLIT or splits == 0 or not fits(weight):
+        product = self._split(rows.shape[0], weight)
+        if product is None:
             return super().linear_add_norm(hidden, rows, weight, norm, eps)
-        splits = min(splits, math.ceil(rows.shape[1] / 256))
-        partial = torch.empty(splits, num_rows, width, dtype=torch.float32, device=rows.device)
-        tile = tile_for(num_rows, SPLIT_WARPGROUPS)
-        Product("store_partial", tile, splits)(rows, weight, partial, overlap=self._overlap)
+        partial = torch.empty(product.splits, *hidden.shape, dtype=torch.float32, device=rows.device)
+        product(rows, weight, partial, overlap=self._overlap)
         return self.add_norm(hidden, partial, norm, eps)
+
+    def _swiglu(self, num_rows: int, gate_up: Tensor) -> Product | None:
+        """The own product, where there is one."""
+        warpgroups = math.ceil(gate_up.shape[0] / UNIT / multiprocessors(gate_up.device))
+        if num_rows > MOST_TOKENS_SWIGLU or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
+            return None
+        return Product("store_swiglu", tile_for(num_rows, warpgroups))
+
+    def _split(self, num_rows: int, weight: Tensor) -> Product | None:
+        """The own product whose reduction is split among the multiprocessors, where there is one."""
+        width, inner = weight.shape
+        splits = multiprocessors(weight.device) // math.ceil(width / UNIT / SPLIT_WARPGROUPS)
+        if num_rows > MOST_TOKENS_SPLIT or splits == 0 or not fits(weight):
+            return None
+        return Product("store_partial", tile_for(num_rows, SPLIT_WARPGROUPS), min(splits, math.ceil(inner / 256)))
 
 
 def tile_for(num_tokens: int, warpgroups: int) -> Tile:

@@ -235,13 +235,14 @@ extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) product(
     if (warpgroup < 0) {
         if (threadIdx.x == 0) feeder.run();
         __syncwarp();
+        cluster_arrive();
     } else {
         float sums[TOKENS / 2];
         reduce(sums, ring, warpgroup, steps);
+        cluster_arrive();  // before the epilogue: to say so only behind it would wait for what it stores
         wait_for_kernels_in_front();  // they may still read what the epilogue overwrites
         const Epilogue epilogue{out, num_tokens, width};
         epilogue.EPILOGUE(sums, blockIdx.x * WARPGROUPS + warpgroup, threadIdx.x / 32 % 4);
     }
-    cluster_arrive();
     cluster_wait();  // no block ends while another may still write or arrive there
 }

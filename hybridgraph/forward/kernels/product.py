@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from hashlib import sha256
@@ -36,7 +38,6 @@ class Tile:
     warpgroups: int  # units of 64 weight rows
     tokens: int  # a multiple of 8; all of a prompt's
     cluster: int  # divides the blocks of a split
-    ring_bytes: int = RING_BYTES
 
     @property
     def box_tokens(self) -> int:
@@ -48,7 +49,7 @@ class Tile:
 
     @property
     def stages(self) -> int:
-        return min(MAX_STAGES, self.ring_bytes // self.stage_bytes)
+        return min(MAX_STAGES, RING_BYTES // self.stage_bytes)
 
     @property
     def shared_bytes(self) -> int:
@@ -93,6 +94,14 @@ class Product:
         config.numAttrs = len(config.attrs)
         kernel = _kernel(self.epilogue, tile, rows.dtype, rows.device.index)
         _check(driver.cuLaunchKernelEx(config, kernel, (values, _ARGUMENT_TYPES), 0))
+
+
+def compile_together(products: Iterable[Product], dtype: torch.dtype) -> None:
+    """Compile what is not in the cache yet, on every core."""
+    kernels = {(product.epilogue, product.tile) for product in products}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for compiling in [threads.submit(_cached, epilogue, tile, dtype) for epilogue, tile in kernels]:
+            compiling.result()
 
 
 def compile_product(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:

@@ -7,6 +7,7 @@ run time, so nothing can be tuned inside a capture.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ class TritonKernels:
         """``overlap``: programmatic dependent launch, where the chip has it (None)."""
         has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
         self._overlap = has_overlap if overlap is None else overlap
+
+    def prepare(self, lengths: Sequence[int], gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+        """Its kernels serve every length."""
 
     def embed_norm(
         self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
@@ -92,7 +96,8 @@ class TritonKernels:
             WIDTH=width,
             SPLITS=splits,
             BLOCK=triton.next_power_of_2(width),
-            num_warps=_row_warps(width),
+            # As few registers as let the next product's block in beside it, which needs more of them for more rows.
+            num_warps=_row_warps(width) if rows <= 128 else 4,
         )
         return out
 
