@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hybridgraph.forward.kernels import product
 from hybridgraph.forward.kernels.hopper import MOST_TOKENS_SPLIT, MOST_TOKENS_SWIGLU, HopperKernels, tile_for
-from hybridgraph.forward.kernels.product import RING_BYTES, Epilogue, Product, compile_product
+from hybridgraph.forward.kernels.product import RING_BYTES, Epilogue, Product, Tile, compile_product
 
-LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200)
+LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 233)
+TOO_LARGE = Tile(warpgroups=5, tokens=200, cluster=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -26,7 +27,7 @@ def test_every_shape_compiles(num_tokens: int, epilogue: Epilogue, dtype: torch.
 
 def test_a_shape_that_does_not_fit_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"product\.cu.*registers"):
-        compile_product("store_swiglu", tile_for(256, warpgroups=3), torch.float16)
+        compile_product("store_swiglu", TOO_LARGE, torch.float16)
 
 
 def test_what_is_compiled_together_is_found_when_it_is_launched(
@@ -43,7 +44,7 @@ def test_what_is_compiled_together_is_found_when_it_is_launched(
 def test_a_product_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match="registers"):
-        product.compile_together([Product("store_swiglu", tile_for(256, warpgroups=3))], torch.float16)
+        product.compile_together([Product("store_swiglu", TOO_LARGE)], torch.float16)
 
 
 def rows(*shape: int, dtype: torch.dtype) -> Tensor:

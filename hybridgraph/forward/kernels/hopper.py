@@ -18,7 +18,7 @@ from hybridgraph.forward.kernels.product import UNIT, Product, Tile, compile_tog
 from hybridgraph.forward.kernels.triton import TritonKernels
 
 # Up to here own products were faster than cuBLAS and the kernels that they replace (README, The fused forward).
-MOST_TOKENS_SWIGLU = 200
+MOST_TOKENS_SWIGLU = 240
 MOST_TOKENS_SPLIT = 160
 MAX_WARPGROUPS = 3
 SPLIT_WARPGROUPS = 2

@@ -26,6 +26,10 @@ constexpr int UNIT_BYTES = 64 * 128;
 constexpr int BOX_TOKENS = (TOKENS / 8 + CLUSTER - 1) / CLUSTER * 8;  // one block's part
 constexpr int BOX_BYTES = BOX_TOKENS * 128;
 constexpr int STAGE_BYTES = WARPGROUPS * UNIT_BYTES + CLUSTER * BOX_BYTES;
+// Where an even share of the multiprocessor's registers cannot hold a thread's sums, and 28 more, the feeder gives some.
+constexpr int REGISTERS = 512;  // for 128 threads, one of each warpgroup
+constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > REGISTERS / (WARPGROUPS + 1);
+constexpr int FEEDER_REGISTERS = 32, WORKER_REGISTERS = (REGISTERS - FEEDER_REGISTERS) / WARPGROUPS / 8 * 8;
 constexpr u64 EVICT_FIRST = 0x12F0000000000000, EVICT_LAST = 0x14F0000000000000;  // cache policies
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -233,10 +237,12 @@ extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) product(
     asm volatile("griddepcontrol.launch_dependents;");
     const int warpgroup = (int)threadIdx.x / 128 - 1;
     if (warpgroup < 0) {
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
         if (threadIdx.x == 0) feeder.run();
         __syncwarp();
         cluster_arrive();
     } else {
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WORKER_REGISTERS));
         float sums[TOKENS / 2];
         reduce(sums, ring, warpgroup, steps);
         cluster_arrive();  // before the epilogue: to say so only behind it would wait for what it stores

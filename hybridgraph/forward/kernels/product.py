@@ -28,6 +28,7 @@ UNIT = 64  # weight rows of one warpgroup
 BLOCK_K = 64  # columns of one stage
 RING_BYTES = 224 * 1024  # of the 227 KiB that a block may have; the rest is its alignment and the barriers'
 MAX_STAGES = 12
+MOST_ACROSS = 200  # tokens of one wgmma: a thread's sums must fit the registers that it starts with
 _ARGUMENT_TYPES = (None, None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int)
 
 
@@ -130,9 +131,11 @@ def _filled(program: Any, size_of: Callable[[Any], Any], fill: Callable[[Any, by
 def _prelude(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> str:
     """What ``product.cu`` leaves open: sizes, the element type, and the one instruction that spells its shape out."""
     element = {torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
-    num_sums = tile.tokens // 2
-    registers = ", ".join(f"%{i}" for i in range(num_sums))
-    sums = ", ".join(f'"+f"(sums[{i}])' for i in range(num_sums))
+    pieces = math.ceil(tile.tokens / MOST_ACROSS)
+    across = math.ceil(tile.tokens / 8 / pieces) * 8
+    multiplications = "".join(
+        _multiplication(first, min(across, tile.tokens - first), element) for first in range(0, tile.tokens, across)
+    )
     return f"""
 #define EPILOGUE {epilogue}
 #define TOKENS {tile.tokens}
@@ -146,15 +149,23 @@ __device__ __forceinline__ unsigned pack(float low, float high) {{
 }}
 // sums (+)= a unit's 16 columns times the tokens' 16 columns
 __device__ __forceinline__ void multiply(
-    float (&sums)[{num_sums}], unsigned long long unit, unsigned long long tokens, int accumulate) {{
-    asm volatile(
-        "{{.reg .pred p; setp.ne.b32 p, %{num_sums + 2}, 0;"
-        "wgmma.mma_async.sync.aligned.m64n{tile.tokens}k16.f32.{element}.{element} "
-        "{{{registers}}}, %{num_sums}, %{num_sums + 1}, p, 1, 1, 0, 0;}}"
-        : {sums} : "l"(unit), "l"(tokens), "r"(accumulate));
+    float (&sums)[{tile.tokens // 2}], unsigned long long unit, unsigned long long tokens, int accumulate) {{
+    {multiplications}
 }}
 #line 1
 """
+
+
+def _multiplication(first: int, count: int, element: str) -> str:
+    """A unit times ``count`` tokens from ``first`` on, whose rows of 128 bytes a descriptor counts in steps of 16."""
+    num_sums = count // 2
+    registers = ", ".join(f"%{i}" for i in range(num_sums))
+    sums = ", ".join(f'"+f"(sums[{first // 2 + i}])' for i in range(num_sums))
+    return f"""asm volatile(
+        "{{.reg .pred p; setp.ne.b32 p, %{num_sums + 2}, 0;"
+        "wgmma.mma_async.sync.aligned.m64n{count}k16.f32.{element}.{element} "
+        "{{{registers}}}, %{num_sums}, %{num_sums + 1}, p, 1, 1, 0, 0;}}"
+        : {sums} : "l"(unit), "l"(tokens + {first * 128 // 16}), "r"(accumulate));"""
 
 
 @cache
