@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,8 @@ from hybridgraph.nvml import describe_gpu
 from hybridgraph.progress import say
 from hybridgraph.roofline import Rates
 from hybridgraph.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
+
+SETTLE_S, SUSTAIN_S = 0.2, 0.3  # of products in a row: until clock and power have settled, then measured
 
 PACKAGES = ("torch", "transformers", "accelerate", "triton", "numpy", "msgspec", "safetensors")
 
@@ -95,17 +98,19 @@ def _describe_gpu(device: torch.device) -> dict[str, Any]:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates | None:
-    """Measured memory bandwidth and matrix rate of a GPU, in under a second; None on the CPU.
+    """Measured memory bandwidth and matrix rates of a GPU, in about a second; None on the CPU.
 
     Bandwidth: a device-to-device copy of 4 GiB, bytes read plus bytes written. Matrix rate: a
     product of two random 8192 × 8192 matrices (zeros would run faster than any real data).
     The best of several repetitions: a ceiling is what the device can do, not what it did on average.
+    The sustained matrix rate is the average of that product behind SETTLE_S of it, without a pause.
     """
     if device.type != "cuda":
         return None
-    rates = Rates(bytes_per_s=_copy_bytes_per_s(device), flops_per_s=_matrix_flops_per_s(device, dtype))
+    bytes_per_s = _copy_bytes_per_s(device)
+    flops_per_s, sustained_flops_per_s = _matrix_flops_per_s(device, dtype)
     torch.cuda.empty_cache()
-    return rates
+    return Rates(bytes_per_s=bytes_per_s, flops_per_s=flops_per_s, sustained_flops_per_s=sustained_flops_per_s)
 
 
 def _copy_bytes_per_s(device: torch.device, num_bytes: int = 4 << 30) -> float:
@@ -114,20 +119,31 @@ def _copy_bytes_per_s(device: torch.device, num_bytes: int = 4 << 30) -> float:
     return 2 * num_bytes / _best_seconds(lambda: target.copy_(source), repeats=6)
 
 
-def _matrix_flops_per_s(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
+def _matrix_flops_per_s(device: torch.device, dtype: torch.dtype, size: int = 8192) -> tuple[float, float]:
+    """(in a burst, sustained)."""
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out), repeats=10)
+
+    def multiply() -> None:
+        torch.mm(a, b, out=out)
+
+    best = _best_seconds(multiply, repeats=10)
+    _seconds(multiply, repeats=math.ceil(SETTLE_S / best))
+    sustained = _seconds(multiply, repeats=math.ceil(SUSTAIN_S / best))
+    return 2 * size**3 / best, 2 * size**3 / sustained
 
 
 def _best_seconds(run: Callable[[], object], *, repeats: int) -> float:
     run()
-    times: list[float] = []
+    return min(_seconds(run) for _ in range(repeats))
+
+
+def _seconds(run: Callable[[], object], repeats: int = 1) -> float:
+    """Mean device time of one of ``repeats`` runs in a row."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
     for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
         run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return min(times)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats

@@ -144,7 +144,7 @@ TTFT_COLUMNS = (
     "prompt_length", "mean_ms", "std_ms", "min_ms", "max_ms", "samples",
     "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio",
     *_STUDY_PATHS, *IDENTITY_COLUMNS, "cold_ms", "warm_p50_ms", "warm_samples", "engine_ttft_ms", "gc_collections",
-    "chunked",
+    "chunked", "sustained_floor_ms",
 )  # fmt: skip
 
 P99_COLUMNS = (

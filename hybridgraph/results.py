@@ -29,7 +29,7 @@ from hybridgraph.records import (
     Sample,
     SourceInfo,
 )
-from hybridgraph.roofline import decode_bytes, decode_floor_ms, prefill_floor_ms
+from hybridgraph.roofline import decode_bytes, decode_floor_ms, prefill_floor_ms, sustained_floor_ms
 from hybridgraph.stats import mean, percentile, spread
 
 SUFFIXES = ("_ttft.csv", "_p99.csv", "_decode.csv", "_samples.jsonl")
@@ -192,6 +192,7 @@ def ttft_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
         "engine_ttft_ms": mean(_known(s.engine_ttft_ms for s in warm)),
         "floor_ms": floor,
         "floor_ratio": warm_mean / floor if warm_mean is not None and floor else None,
+        "sustained_floor_ms": sustained_floor_ms(info.shape, info.rates, samples[0].prompt_length),
         "gc_collections": sum(s.gc_collections for s in samples),
     } | _graph_paths(samples)
 

@@ -6,12 +6,15 @@
 from the model's own shapes and are minima: each weight is read once, and what no output
 depends on is not counted (the last layer's query, attention and MLP of every position but
 the last). Both rates are measured in the run; without them there is no floor.
+
+The matrix rate is a short burst's, the most that the device can do. Where its power limits what it can go on
+doing, the sustained rate gives a second floor, of requests that follow each other without a pause.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 BYTES_PER_ELEMENT = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -23,6 +26,7 @@ class Rates:
 
     bytes_per_s: float
     flops_per_s: float
+    sustained_flops_per_s: float | None = None  # the same product without a pause: what the chip's power allows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,13 @@ def prefill_floor_ms(shape: ModelShape | None, rates: Rates | None, length: int)
         return None
     seconds = max(shape.weight_bytes / rates.bytes_per_s, shape.prefill_flops(length) / rates.flops_per_s)
     return seconds * 1e3
+
+
+def sustained_floor_ms(shape: ModelShape | None, rates: Rates | None, length: int) -> float | None:
+    """The same at the matrix rate that the device sustains, which its power may hold below the one of a short burst."""
+    if rates is None or rates.sustained_flops_per_s is None:
+        return None
+    return prefill_floor_ms(shape, replace(rates, flops_per_s=rates.sustained_flops_per_s), length)
 
 
 def decode_bytes(shape: ModelShape, context: int) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridgraph.environment import describe
+from hybridgraph.environment import describe, measure_rates
 from hybridgraph.nvml import GpuMeter
 
 pytestmark = pytest.mark.gpu
@@ -22,3 +22,9 @@ def test_a_lap_counts_the_work_since_the_last_one() -> None:
     assert busy["energy_j"] * 1e3 / busy["wall_ms"] > 100, "W"
     assert 0 <= busy["power_capped_ms"] <= busy["wall_ms"] * 1.5
     assert 0 < busy["sm_clock_mhz"] <= gpu["max_sm_clock_mhz"]
+
+
+def test_what_is_sustained_is_at_most_what_a_burst_reaches() -> None:
+    rates = measure_rates(torch.device("cuda"), torch.float16)
+    assert rates is not None and rates.sustained_flops_per_s is not None
+    assert 0.3 * rates.flops_per_s < rates.sustained_flops_per_s <= rates.flops_per_s

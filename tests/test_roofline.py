@@ -1,11 +1,12 @@
 """The floor's byte and operation counts, against models that exist."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from architectures import ARCHITECTURES, tiny_model
 
-from hybridgraph.roofline import ModelShape, Rates, decode_floor_ms, prefill_floor_ms
+from hybridgraph.roofline import ModelShape, Rates, decode_floor_ms, prefill_floor_ms, sustained_floor_ms
 from hybridgraph.shapes import builtin_config
 
 LLAMA = ModelShape.from_config(builtin_config("llama-2-7b") or {}, "float16")
@@ -22,6 +23,14 @@ def test_short_prompts_are_bound_by_bandwidth_and_long_ones_by_arithmetic() -> N
     assert floors[0] == floors[1] == pytest.approx(3.14, rel=0.01)
     assert floors[2] == pytest.approx(3.4, rel=0.03)
     assert floors[3] == pytest.approx(6.9, rel=0.03)
+
+
+def test_what_power_allows_raises_the_floor_of_long_prompts_only() -> None:
+    rates = replace(H200, sustained_flops_per_s=745e12 / 2)
+    floors = [sustained_floor_ms(LLAMA, rates, length) or 0.0 for length in (10, 400)]
+    assert floors[0] == prefill_floor_ms(LLAMA, H200, 10)
+    assert floors[1] == pytest.approx(2 * (prefill_floor_ms(LLAMA, H200, 400) or 0.0))
+    assert sustained_floor_ms(LLAMA, H200, 400) is None, "not measured in runs of before"
 
 
 def test_decode_reads_the_cache_too() -> None:

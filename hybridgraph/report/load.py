@@ -18,7 +18,7 @@ from hybridgraph.records import DECODE_COLUMNS, IDENTITY_COLUMNS, P99_COLUMNS, T
 
 KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
-ADDED_LATER = {"chunked"}  # a file from before such a column existed is read with unknown cells there
+ADDED_LATER = {"chunked", "sustained_floor_ms"}  # a file from before such a column has unknown cells there
 _TEXT = set(IDENTITY_COLUMNS) - {"seed"}
 
 

@@ -63,14 +63,16 @@ def _metric_table(table: Table) -> str:
 
 def _distributions(results: Results) -> str:
     """Protocol mean, cold, first-seen and warm apart, beside device time, floor and the paths taken."""
-    columns = ("mean_ms", "cold_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio")
+    times = ("mean_ms", "cold_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms")
+    columns = (*times, "floor_ratio", "sustained_floor_ms")
     rows = []
     for case in results.cases("ttft"):
         if case.name in results.tables["ttft"]:
             for length, row in results.tables["ttft"][case.name].iterrows():
                 paths = ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
                 rows.append([case.title, str(length), *(_cell(row[column]) for column in columns), paths])
-    heading = ["case", "tokens", "mean", "cold", "first seen", "warm mean", "device", "floor", "ratio", "paths"]
+    named = ["mean", "cold", "first seen", "warm mean", "device", "floor", "ratio", "sustained floor"]
+    heading = ["case", "tokens", *named, "paths"]
     return _grid(heading, rows)
 
 
