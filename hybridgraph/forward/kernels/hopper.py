@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridgraph.forward.kernels.product import UNIT, Product, Tile, compile_together
 from hybridgraph.forward.kernels.triton import TritonKernels
 
-# Up to here own products were faster than cuBLAS and the kernels that they replace (README, The fused forward).
+# Up to here own products were faster than cuBLAS and the kernels that they replace (README.md beside this).
 MOST_TOKENS_SWIGLU = 240
 MOST_TOKENS_SPLIT = 160
 MAX_WARPGROUPS = 3

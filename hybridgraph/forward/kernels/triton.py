@@ -1,6 +1,6 @@
 """The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's products of many rows.
 
-Block shapes are fixed, chosen by measurement on one H200 (README, The fused forward): nothing is tuned at
+Block shapes are fixed, chosen by measurement on one H200 (README.md beside this): nothing is tuned at
 run time, so nothing can be tuned inside a capture.
 """
 
