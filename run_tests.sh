@@ -15,6 +15,7 @@ esac
 find_python
 set_up test
 cd "$ROOT" || exit
+[ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 # for all of them; a few are quicker in one process
 failed=0
 "$PYTHON" -m ruff check . || failed=1
 "$PYTHON" -m ruff format --check . || failed=1
