@@ -108,7 +108,7 @@ def test_a_bad_request_never_reaches_the_buffers(path: Path) -> None:
 
 
 def greeted(path: Path) -> ClientChannel:
-    channel = ClientChannel.connect(path, silence_s=10.0)
+    channel = ClientChannel.connect(path, silence_s=120.0)
     channel.send(HELLO)
     while not isinstance(message := channel.receive(), Ready):
         assert isinstance(message, Progress), "the first to come sees the generator's start"
