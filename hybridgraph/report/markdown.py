@@ -73,7 +73,11 @@ def _distributions(results: Results) -> str:
                 rows.append([case.title, str(length), *(_cell(row[column]) for column in columns), paths])
     named = ["mean", "cold", "first seen", "warm mean", "device", "floor", "ratio", "sustained floor"]
     heading = ["case", "tokens", *named, "paths"]
-    return _grid(heading, rows)
+    rule = (
+        "Milliseconds; ratio is warm mean to floor. The floor is the least time that bandwidth and matrix rate allow, as a "
+        "short burst reaches them; the sustained floor has the matrix rate that the chip's power allows without a pause."
+    )
+    return f"{_grid(heading, rows)}\n\n{rule}"
 
 
 def _claims(tables: dict[str, Table]) -> str:
