@@ -74,8 +74,8 @@ def _distributions(results: Results) -> str:
     named = ["mean", "cold", "first seen", "warm mean", "device", "floor", "ratio", "sustained floor"]
     heading = ["case", "tokens", *named, "paths"]
     rule = (
-        "Milliseconds; ratio is warm mean to floor. The floor is the least time that bandwidth and matrix rate allow, as a "
-        "short burst reaches them; the sustained floor has the matrix rate that the chip's power allows without a pause."
+        "Milliseconds; ratio is warm mean to floor. The floor is the least time that bandwidth and matrix rate allow, "
+        "both as short bursts reach them; the sustained floor has the matrix rate that power allows without a pause."
     )
     return f"{_grid(heading, rows)}\n\n{rule}"
 
