@@ -134,6 +134,20 @@ def test_decode_stays_identical_while_the_background_captures(loaded: LoadedMode
         assert engine.stats()["counters"]["background"] == 3
 
 
+def test_stats_are_of_one_moment(loaded: LoadedModel) -> None:
+    """What the background adds to the pool, it adds with the lock held: counting waits for that."""
+    with open_engine(loaded, EngineOptions(ops="native", async_capture=False, precapture=(10,))) as engine:
+        assert engine._pool is not None
+        told: list[dict[str, object]] = []
+        asking = threading.Thread(target=lambda: told.append(engine.stats()))
+        with engine._pool.lock:
+            asking.start()
+            asking.join(0.2)
+            assert asking.is_alive()
+        asking.join(10.0)
+        assert told[0]["captures"] == 2
+
+
 def test_an_abandoned_answer_leaves_the_engine_usable(loaded: LoadedModel, random_ids: Ids) -> None:
     prompt = random_ids(9, 500)
     with open_engine(loaded, CASE4) as engine:

@@ -58,7 +58,10 @@ def eagerly(static: Capturable, length: int) -> Plan:
 
 
 class GraphPool:
-    """Prefill graphs under a budget and one decode graph. ``lock`` is held by whoever replays, or changes the pool."""
+    """Prefill graphs under a budget and one decode graph.
+
+    ``lock`` is held by whoever replays, changes the pool, or counts what is in it.
+    """
 
     def __init__(self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph]) -> None:
         self.lock = threading.RLock()
@@ -115,14 +118,15 @@ class GraphPool:
 
     def stats(self) -> dict[str, Any]:
         """Counters, each graph's cost, and when a graph has paid for itself."""
-        costs = {str(length): asdict(cost) for length, cost in sorted(self.costs.items())}
-        return {
-            "counters": self.cache.snapshot(),
-            "graphs_held": len(self.cache),
-            "captures": self.num_captures,
-            "economics": self._economics(),
-            "capture_costs": costs,
-        }
+        with self.lock:
+            costs = {str(length): asdict(cost) for length, cost in sorted(self.costs.items())}
+            return {
+                "counters": self.cache.snapshot(),
+                "graphs_held": len(self.cache),
+                "captures": self.num_captures,
+                "economics": self._economics(),
+                "capture_costs": costs,
+            }
 
     def close(self) -> None:
         with self.lock:
