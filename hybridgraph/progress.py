@@ -33,4 +33,5 @@ def progress_bars() -> Iterator[Advance]:
 
 def say(text: str) -> None:
     """One line to a person, on standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")  # at once: another process may write there, and this one may be ended behind it
+    sys.stderr.flush()
