@@ -13,6 +13,7 @@ from hybridgraph.errors import UserError
 
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_ITERATIONS = 1_000_000  # a raw sample is about 1 KiB in memory: beyond this a run could not hold its own
+MAX_PAUSE_MS = 60_000
 DEFAULT_MAX_SEQ_LEN = 512
 
 
@@ -59,6 +60,7 @@ class Config:
     p99_iterations: int = _setting(100, "requests a length for P99", type=int, metavar="N")
     decode_tokens: int = _setting(0, "further tokens a request to measure ITL over (0: none)", type=int, metavar="N")
     warmup: int = _setting(0, "unmeasured requests before the protocol (the paper: 0)", type=int, metavar="N")
+    pause_ms: float = _setting(0, "rest before every request, in ms (the paper: none)", type=float, metavar="MS")
     temperature: float = _setting(0.7, "sampling temperature, over the full vocabulary", type=float, metavar="T")
     greedy: bool = _setting(False, "take the likeliest token instead of sampling")
     seed: int = _setting(0, "seed of weights, prompts and sampling", type=int, metavar="N")
@@ -106,6 +108,8 @@ class Config:
             value = getattr(self, name)
             if not least <= value <= MAX_ITERATIONS:
                 raise UserError(f"--{name.replace('_', '-')} {value}: from {least} to {MAX_ITERATIONS}")
+        if not 0.0 <= self.pause_ms <= MAX_PAUSE_MS:
+            raise UserError(f"--pause-ms {self.pause_ms:g}: from 0 to {MAX_PAUSE_MS}")
         if not 0.0 < self.temperature <= 100.0:
             raise UserError(f"--temperature {self.temperature}: above 0 and at most 100 (--greedy takes the likeliest)")
         if self.max_seq_len is not None and self.longest_request > self.max_seq_len:

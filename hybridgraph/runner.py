@@ -4,7 +4,8 @@ TTFT starts when the prompt's ids are a Python list in this process, before the 
 and ends when the first sampled id is a Python int here. ITL is the time between two such ends.
 
 The paper protocol: no warm-up, lengths in ascending order, 5 requests a length for TTFT, then
-100 a length for P99; with ``--decode-tokens``, a third pass measures ITL.
+100 a length for P99, each as soon as the one before was answered; with ``--decode-tokens``, a third
+pass measures ITL.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ class MeasuringLoop:
         ]
 
     def _sample(self, phase: Phase, length: int, prompt_index: int, new_tokens: int) -> Sample:
+        if self._config.pause_ms:
+            time.sleep(self._config.pause_ms / 1e3)
         request = Request(
             prompt_ids=self._prompts.ids(length, prompt_index),
             max_new_tokens=new_tokens,
@@ -202,9 +205,11 @@ def identify(config: Config, info: SourceInfo) -> RunIdentity:
 def protocol_name(config: Config) -> str:
     """``"paper"`` for the study's counts and lengths, otherwise what was asked for instead."""
     asked = (config.ttft_iterations, config.p99_iterations, config.warmup)
-    if asked == (5, 100, 0):
-        return "paper" if set(config.prompt_lengths) == set(PAPER_PROMPT_LENGTHS) else "paper, other lengths"
-    return "{}+{} requests, warm-up {}".format(*asked)
+    apart = f", {config.pause_ms:g} ms apart" if config.pause_ms else ""
+    if asked != (5, 100, 0):
+        return "{}+{} requests, warm-up {}".format(*asked) + apart
+    lengths = "" if set(config.prompt_lengths) == set(PAPER_PROMPT_LENGTHS) else ", other lengths"
+    return f"paper{lengths}{apart}"
 
 
 def _collections() -> int:

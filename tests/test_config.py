@@ -55,6 +55,8 @@ def test_flags_reach_their_fields() -> None:
         ("--p99-iterations -1", "-1"),
         ("--p99-iterations 99999999999", "99999999999"),
         ("--ttft-iterations many", "many"),
+        ("--pause-ms -1", "pause-ms -1"),
+        ("--pause-ms nan", "nan"),
         ("--temperature 0", "temperature 0"),
         ("--temperature nan", "nan"),
         ("--max-graphs 0", "max-graphs 0"),

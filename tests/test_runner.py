@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hybridgraph.errors import UserError
 from hybridgraph.prompts import RandomPrompts, TextPrompts
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
 from hybridgraph.results import ResultFiles, record_not_run
-from hybridgraph.runner import measure
+from hybridgraph.runner import measure, protocol_name
 from hybridgraph.stats import percentile
 
 
@@ -202,6 +203,20 @@ def test_what_the_loop_itself_adds(tmp_path: Path) -> None:
     overhead_us = median(sample.ttft_ms for sample in results.samples if sample.phase == "p99") * 1e3
     print(f"the loop adds {overhead_us:.2f} µs to a request")
     assert overhead_us < 20
+
+
+def test_requests_apart_rest_outside_of_their_time(tmp_path: Path) -> None:
+    began = perf_counter()
+    results = measure(CountingSource(), config(tmp_path, pause_ms=4), CASE1)
+    assert perf_counter() - began >= len(results.samples) * 4e-3
+    assert median(sample.ttft_ms for sample in results.samples) < 4
+    assert results.identity.protocol == "2+4 requests, warm-up 0, 4 ms apart"
+
+
+def test_the_protocol_is_named_by_what_differs_from_the_papers() -> None:
+    assert protocol_name(Config()) == "paper"
+    assert protocol_name(Config(pause_ms=20)) == "paper, 20 ms apart"
+    assert protocol_name(Config(prompt_lengths=(7,), pause_ms=0.5)) == "paper, other lengths, 0.5 ms apart"
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

@@ -108,7 +108,7 @@ def _economics(results: Results) -> str:
 
 
 def _spent(results: Results) -> str:
-    """Power, energy and clock under each length's P99 requests, which follow each other without a pause."""
+    """Power, energy and clock under each length's P99 requests, with whatever pauses the protocol has."""
     rows = []
     for case in results.cases("p99"):
         lengths = results.environment.get("cases", {}).get(case.name, {}).get("gpu_spent", {}).get("p99", {})

@@ -20,6 +20,7 @@ from hybridgraph.forward.kernels.triton import TritonKernels
 # Up to here own products were faster than cuBLAS and the kernels that they replace (README.md beside this).
 MOST_TOKENS_SWIGLU = 240
 MOST_TOKENS_SPLIT = 160
+MOST_TOKENS_SQUARE = 128  # where the reduction is no longer than the output is wide
 MAX_WARPGROUPS = 3
 SPLIT_WARPGROUPS = 2
 SHARING_TOKENS = 32  # from which on blocks share their loads of them
@@ -62,7 +63,8 @@ class HopperKernels(TritonKernels):
         """The own product whose reduction is split among the multiprocessors, where there is one."""
         width, inner = weight.shape
         splits = multiprocessors(weight.device) // math.ceil(width / UNIT / SPLIT_WARPGROUPS)
-        if num_rows > MOST_TOKENS_SPLIT or splits == 0 or not fits(weight):
+        most = MOST_TOKENS_SPLIT if inner > width else MOST_TOKENS_SQUARE
+        if num_rows > most or splits == 0 or not fits(weight):
             return None
         return Product("store_partial", tile_for(num_rows, SPLIT_WARPGROUPS), min(splits, math.ceil(inner / 256)))
 
