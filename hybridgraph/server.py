@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import Listener
-from hybridgraph.ipc.channel import SPIN_S
+from hybridgraph.ipc.channel import REQUEST_SPIN_S
 from hybridgraph.ipc.hub import HELLO_TIMEOUT_S, Connection, Hub
 from hybridgraph.ipc.messages import (
     Cancel,
@@ -159,7 +159,7 @@ class Server:
         while self._stop.received is None:
             if (job := self._line.next()) is not None:
                 self._serve(engine, job)
-                spin_until_s = time.perf_counter() + SPIN_S
+                spin_until_s = time.perf_counter() + REQUEST_SPIN_S
             else:
                 self._hub.poll(0.0 if time.perf_counter() < spin_until_s else None)
         self.end_all("stopped", "the generator was stopped")
