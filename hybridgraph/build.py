@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybridgraph import environment
-from hybridgraph.cases import CASE1, CASE4, CASE4_FUSED, Case
+from hybridgraph.cases import CASE1, Case
 from hybridgraph.config import Config, parse_lengths
 from hybridgraph.engine import EngineOptions, HybridEngine, silent
 from hybridgraph.errors import UserError
@@ -14,15 +14,6 @@ from hybridgraph.model import LoadedModel, load_model
 from hybridgraph.records import SourceInfo, TokenSource
 from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.sources.local import LocalEngineSource
-
-
-def case_as_configured(case: Case, config: Config) -> Case:
-    """The case that this configuration turns ``case`` into: ``--forward fused`` is a column of its own."""
-    if config.forward == "fused":
-        if case != CASE4:
-            raise UserError(f"--forward fused is a variant of Case 4 only: {case.script} runs Hugging Face's forward")
-        return CASE4_FUSED
-    return case
 
 
 def load(config: Config, case: Case, progress: Progress = silent) -> tuple[LoadedModel, SourceInfo]:
@@ -35,7 +26,7 @@ def load(config: Config, case: Case, progress: Progress = silent) -> tuple[Loade
     )
     if config.positions > loaded.max_positions:
         raise UserError(f"{config.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
-    progress("loading weights", 1, 1)
+    progress("measuring the device", 0, 1)
     info = loaded.info(
         device=environment.device_name(device),
         rates=environment.measure_rates(device, loaded.dtype),
@@ -59,9 +50,9 @@ def open_engine(config: Config, case: Case, *, background: bool = True, progress
     return HybridEngine(loaded, options, info, progress)
 
 
-def open_source(config: Config, case: Case) -> TokenSource:
+def open_source(config: Config, case: Case, progress: Progress = silent) -> TokenSource:
     """The source of a case that runs in one process."""
     if case == CASE1:
-        loaded, info = load(config, case)
+        loaded, info = load(config, case, progress)
         return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
-    return LocalEngineSource(open_engine(config, case))
+    return LocalEngineSource(open_engine(config, case, progress=progress))

@@ -116,10 +116,11 @@ CUDA_ONLY_SERVER = "cuda_only_rolling_server.py"
 JIT_SERVER = "graph_generator_rolling_cuda.py"
 
 
-def case_by_key(key: str) -> Case:
-    """The case called ``key``; raises UserError with the known keys otherwise."""
-    for case in CASES + PEERS:
-        if case.key == key:
-            return case
-    known = ", ".join(case.key for case in CASES + PEERS)
-    raise UserError(f"unknown case '{key}': one of {known}")
+def case_for(key: str, forward: str) -> Case:
+    """What ``--forward`` makes of the case ``key``: the fused one is a column of its own. Raises UserError."""
+    (case,) = (case for case in CASES if case.key == key)
+    if forward == "hf":
+        return case
+    if case != CASE4:
+        raise UserError(f"--forward {forward} is a variant of Case 4 only: {case.script} runs Hugging Face's forward")
+    return CASE4_FUSED

@@ -41,10 +41,11 @@ _Reply = TypeVar("_Reply", bound=ToClient)
 
 
 class RequestFailed(UserError):
-    """The generator refused or gave up a request; ``kind`` says on whose account."""
+    """The generator refused or gave up a request: ``reason``, in its own words; ``kind`` says on whose account."""
 
-    def __init__(self, text: str, kind: FailureKind) -> None:
-        super().__init__(text)
+    def __init__(self, where: str, reason: str, kind: FailureKind) -> None:
+        super().__init__(where + reason)
+        self.reason = reason
         self.kind: FailureKind = kind
 
 
@@ -122,8 +123,9 @@ class GeneratorLink:
         if isinstance(message, Queued):
             self._on_queued(message.position)
         elif isinstance(message, Failed) and message.request in (None, request):
-            who = "" if message.kind == "request" and message.request is not None else f"the generator at {self.path}: "
-            raise RequestFailed(who + message.error, message.kind)
+            ours = message.kind == "request" and message.request is not None
+            what = " could not start" if message.kind == "start" else ""
+            raise RequestFailed("" if ours else f"the generator at {self.path}{what}: ", message.error, message.kind)
 
     def fault(self, error: Exception) -> UserError:
         """What a user is told of the end of a connection."""

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """A mistake of the user's or of the machine's: what was wrong, with the value, and what would be right."""
+
+
+class AlreadyTold(UserError):
+    """One that a process which this one started has told the user itself."""

@@ -15,9 +15,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridgraph.cases import CASE2, CASE4, Case, case_by_key
+from hybridgraph.cases import CASE2, CASE4, Case, case_for
 from hybridgraph.config import Config, parse_args
-from hybridgraph.errors import UserError
+from hybridgraph.errors import AlreadyTold, UserError
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.results import ResultFiles, record_not_run
 
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 GENERATORS = {CASE2.key: "case2_async_cuda_generator.py", CASE4.key: "case4_jit_cuda_generator.py"}
 STOP_S = 30.0  # what a generator is given to end by itself
+IMPORTING = "importing torch"
 
 
 def _guarded(body: Callable[[], int]) -> int:
     try:
         return body()
+    except AlreadyTold:
+        return 2
     except UserError as error:
         say(f"error: {error}")
         return 2
@@ -59,14 +62,20 @@ def run_case(key: str, argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         config = _config(_description(), argv)
-        from hybridgraph.build import case_as_configured, open_source
-
-        case = case_as_configured(case_by_key(key), config)
-        with _reason_recorded(config, case), closing(open_source(config, case)) as source:
+        case = case_for(key, config.forward)
+        with _reason_recorded(config, case), closing(_opened(config, case)) as source:
             _measure(source, config, case)
         return 0
 
     return _guarded(body)
+
+
+def _opened(config: Config, case: Case) -> TokenSource:
+    with progress_bars(ticking=True) as bars:
+        bars(IMPORTING, 0, 1)
+        from hybridgraph.build import open_source
+
+        return open_source(config, case, bars)
 
 
 def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = True) -> int:
@@ -74,26 +83,26 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
 
     def body() -> int:
         config = _config(_description(), argv)
+        case = case_for(key, config.forward)
         from hybridgraph.ipc.address import listen
         from hybridgraph.server import serve as serve_engine
 
+        def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
+            # Whoever reads our output is a client of this very run, and shows the progress that it is told.
+            with progress_bars(ticking=True, shown=sys.stdout.isatty()) as bars:
+
+                def both(stage: str, done: int, total: int) -> None:
+                    bars(stage, done, total)
+                    tell(stage, done, total)
+
+                both(IMPORTING, 0, 1)
+                from hybridgraph.build import open_engine
+
+                return open_engine(config, case, background=background, progress=both)
+
         with listen(Path(config.socket) if config.socket else None) as listener:
             print(f"listening {listener.path}", flush=True)
-            from hybridgraph.build import case_as_configured, open_engine
-
-            case = case_as_configured(case_by_key(key), config)
-            with progress_bars() as bars:
-
-                def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
-                    def both(stage: str, done: int, total: int) -> None:
-                        bars(stage, done, total)
-                        tell(stage, done, total)
-
-                    return open_engine(config, case, background=background, progress=both)
-
-                return serve_engine(
-                    listener, open_with_progress, on_ready=lambda: say(f"ready: serving on {listener.path}")
-                )
+            return serve_engine(listener, open_with_progress, on_ready=lambda: print("ready", flush=True))
 
     return _guarded(body)
 
@@ -103,7 +112,7 @@ def run_client(key: str, argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         config = _config(_description(), argv)
-        case = _client_case(key, config)
+        case = case_for(key, config.forward)
         if config.socket is None:
             raise UserError(f"--socket is missing: start a generator with: python {GENERATORS[key]} --socket PATH")
         with _reason_recorded(config, case):
@@ -118,11 +127,12 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
 
     def body() -> int:
         config = _config(None, argv)
-        case = _client_case(key, config)
+        case = case_for(key, config.forward)
         if config.socket is not None:
             raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
         with _reason_recorded(config, case), tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory:
             path = Path(directory) / "socket"
+            say(f"starting {GENERATORS[key]}")
             with _generator(GENERATORS[key], [*argv, "--socket", str(path)]):
                 _measure_generator(path, config, case, GENERATORS[key])
         return 0
@@ -148,15 +158,6 @@ def run_case5(argv: Sequence[str] | None = None) -> int:
     return _guarded(body)
 
 
-def _client_case(key: str, config: Config) -> Case:
-    # The client's process never loads a model, so it does not import what builds one.
-    if config.forward == "fused" and key == CASE4.key:
-        return case_by_key("case4_fused")
-    if config.forward == "fused":
-        raise UserError("--forward fused is a variant of Case 4 only")
-    return case_by_key(key)
-
-
 def _measure(source: TokenSource, config: Config, case: Case) -> None:
     from hybridgraph.runner import measure
     from hybridgraph.summary import print_summary
@@ -171,7 +172,7 @@ def _measure(source: TokenSource, config: Config, case: Case) -> None:
 
 
 def _measure_generator(path: Path, config: Config, case: Case, script: str) -> None:
-    with progress_bars() as bars:
+    with progress_bars(ticking=True) as bars:
         client = _client_class(config).connect(
             path, script=script, on_progress=bars, on_queued=lambda ahead: say(f"waiting: {ahead} requests are ahead")
         )
@@ -195,6 +196,8 @@ def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferCl
 @contextmanager
 def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
     """A generator process of our own, listening when the block starts and gone when it ends."""
+    from hybridgraph.client import RequestFailed
+
     command = [sys.executable, str(ROOT / script), *argv]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -202,6 +205,12 @@ def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
             if not process.stdout.readline().startswith("listening"):
                 raise UserError(f"the generator {script} ended before it listened (exit code {process.wait()})")
             yield
+        except RequestFailed as failure:
+            if failure.kind != "start":
+                raise
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)  # it says why on this terminal, and ends
+            raise AlreadyTold(failure.reason) from None
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

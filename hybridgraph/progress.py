@@ -10,25 +10,34 @@ Advance = Callable[[str, int, int], None]
 
 
 @contextmanager
-def progress_bars() -> Iterator[Advance]:
-    """Yield ``advance(label, done, total)``: one bar a label, silent where standard error is no terminal."""
-    if not sys.stderr.isatty():
+def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[Advance]:
+    """Yield ``advance(label, done, total)``: one bar a label, silent where standard error is no terminal.
+
+    A new label completes those before it, and so does the end. ``ticking`` redraws the elapsed time as well, in a
+    thread, which would wake up inside a measurement; ``shown``: whether anything is shown at all.
+    """
+    if not (shown and sys.stderr.isatty()):
         yield lambda label, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Redrawn by hand between requests: a thread that draws would wake up inside the measurement.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bars:
-        tasks: dict[str, int] = {}
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=ticking) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def complete() -> None:
+            for task in bars.tasks:
+                bars.update(task.id, completed=task.total)
 
         def advance(label: str, done: int, total: int) -> None:
             if label not in tasks:
+                complete()
                 tasks[label] = bars.add_task(label, total=total)
-            bars.update(bars.task_ids[tasks[label]], completed=done, total=total, refresh=True)
+            bars.update(tasks[label], completed=done, total=total, refresh=True)
 
         yield advance
+        complete()
 
 
 def say(text: str) -> None:

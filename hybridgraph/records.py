@@ -6,7 +6,7 @@ can be read without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -16,6 +16,12 @@ from hybridgraph.roofline import ModelShape, Rates
 GraphPath = Literal["exact", "padded", "captured", "eager", "chunked"]
 _STUDY_PATHS: tuple[GraphPath, ...] = ("exact", "padded", "captured", "eager")
 GRAPH_PATHS: tuple[GraphPath, ...] = (*_STUDY_PATHS, "chunked")
+
+
+def paths_taken(row: Mapping[Any, Any]) -> str:
+    """A row's counts of graph paths as a person reads them: ``"exact 98, padded 7"``."""
+    return ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
+
 
 # "cold": the process's first request; "first_seen": the first at its prompt length; "warm": every other.
 Warmth = Literal["cold", "first_seen", "warm"]

@@ -100,7 +100,7 @@ def serve(
             server.end_all("stopped", "the generator was stopped before it was ready")
             return stop.exit_code
         except Exception as error:
-            server.end_all("engine", f"the generator could not start: {one_line(error)}")
+            server.end_all("start", one_line(error))
             raise
         with closing(engine):
             server.run(engine, on_ready)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridgraph.cases import Case
-from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
+from hybridgraph.records import DECODE_COLUMNS, GRAPH_PATHS, paths_taken
 from hybridgraph.results import ResultWriter, Row
 
+# What a terminal is wide enough for, and the graph paths behind it.
 SHOWN = {
-    "_ttft.csv": TTFT_COLUMNS[:15],
-    "_p99.csv": P99_COLUMNS[:8],
+    "_ttft.csv": ("prompt_length", "mean_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio"),
+    "_p99.csv": ("prompt_length", "samples", "mean_ms", "p50_ms", "p99_ms", "max_ms"),
     "_decode.csv": DECODE_COLUMNS[:8],
 }
 
@@ -34,7 +35,9 @@ def print_summary(case: Case, results: ResultWriter, stats: dict[str, Any], *, a
 
 def _as_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
     cells = [list(columns)] + [[_cell(row[column]) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    if GRAPH_PATHS[0] in rows[0]:
+        cells = [[*line, paths] for line, paths in zip(cells, ["paths", *map(paths_taken, rows)], strict=True)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,31 @@ def test_a_mistake_that_needs_the_model_or_the_device(flags: str, said: str, tmp
     assert said in error_of(start("case1_baseline.py", *arguments, "--output-dir", str(output)))
     reasons = json.loads((output / "environment.json").read_text())["not_run"]
     assert said in reasons["case1_baseline"], "the tables can say why the column is empty"
+
+
+def test_a_generator_that_cannot_start_says_why_once(tmp_path: Path) -> None:
+    run = start("-m", "hybridgraph.main", "pair", "case4", "--device", "cuda", "--output-dir", str(tmp_path))
+    line = error_of(run)
+    assert "no usable NVIDIA GPU" in line
+    reason = json.loads((tmp_path / "environment.json").read_text())["not_run"]["case4_jit_cuda"]
+    assert f"error: {reason}" == line
+
+
+def test_of_a_pair_only_the_client_draws_on_the_terminal(tmp_path: Path) -> None:
+    terminal, their_end = os.openpty()
+    command = [sys.executable, "-m", "hybridgraph.main", "pair", "case4", *TINY, "--precapture", "10,20"]
+    with subprocess.Popen(
+        [*command, "--output-dir", str(tmp_path)], cwd=ROOT, env=ENVIRON, stdout=subprocess.DEVNULL, stderr=their_end
+    ):
+        os.close(their_end)
+        drawn = b""
+        with suppress(OSError):  # the last one has closed it
+            while piece := os.read(terminal, 1 << 16):
+                drawn += piece
+    os.close(terminal)
+    assert b"3/3" in drawn[drawn.index(b"capturing graphs") :]
+    hide_cursor = b"\x1b[?25l"
+    assert drawn.count(hide_cursor) == 2, "one display until the generator is ready, one of the measurement"
 
 
 def test_an_output_directory_under_a_file_is_told_before_the_model_is_looked_up(tmp_path: Path) -> None:

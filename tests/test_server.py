@@ -487,7 +487,7 @@ def test_a_signal_ends_a_generator_that_starts() -> None:
 
 def test_a_failed_start_reaches_the_client_and_the_exit_code() -> None:
     with toy("--start-s", "0.4", "--fail-start", "unknown model 'x'", ready=False) as generator:
-        with pytest.raises(UserError, match=r"the generator could not start: unknown model 'x'$"):
+        with pytest.raises(UserError, match=r"could not start: unknown model 'x'$"):
             GeneratorClient.connect(generator.path, script=SCRIPT, silence_s=5.0)
         _, log = generator.process.communicate(timeout=5)
         assert (generator.process.returncode, log) == (1, "error: unknown model 'x'\n")
@@ -506,8 +506,7 @@ def test_a_client_at_the_door_is_told_why_the_generator_ends(tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"^unknown model 'x'$"):
             serve(listener, open_engine, log=lambda _: None)
     with closing(channels[0]) as channel:
-        error = "the generator could not start: unknown model 'x'"
-        assert channel.receive() == Failed(request=None, kind="engine", error=error)
+        assert channel.receive() == Failed(request=None, kind="start", error="unknown model 'x'")
 
 
 # --- the address --------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 
-# Who caused a failure: this request; the engine while answering it; bytes that are no message of this
-# protocol; another protocol version; a Cancel; the generator's end.
-FailureKind = Literal["request", "engine", "protocol", "version", "cancelled", "stopped"]
+# Who caused a failure: this request; the engine while answering it; the generator's start; bytes that are no
+# message of this protocol; another protocol version; a Cancel; the generator's end.
+FailureKind = Literal["request", "engine", "start", "protocol", "version", "cancelled", "stopped"]
 
 
 class ProtocolError(Exception):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hybridgraph.records import GRAPH_PATHS
+from hybridgraph.records import paths_taken
 from hybridgraph.report.claims import claim_rows
 from hybridgraph.report.load import Results
 from hybridgraph.report.plots import is_emulated
@@ -69,8 +69,8 @@ def _distributions(results: Results) -> str:
     for case in results.cases("ttft"):
         if case.name in results.tables["ttft"]:
             for length, row in results.tables["ttft"][case.name].iterrows():
-                paths = ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
-                rows.append([case.title, str(length), *(_cell(row[column]) for column in columns), paths])
+                cells = (_cell(row[column]) for column in columns)
+                rows.append([case.title, str(length), *cells, paths_taken(row.to_dict())])
     named = ["mean", "cold", "first seen", "warm mean", "device", "floor", "ratio", "sustained floor"]
     heading = ["case", "tokens", *named, "paths"]
     rule = (
