@@ -73,7 +73,9 @@ def _show(results: Results, tables: dict[str, Table]) -> None:
         print("graphs are EMULATED: these are not CUDA Graph results")
     for table in tables.values():
         print(f"\n{table.metric.heading}, ms")
-        print(table.frame().to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"))
+        narrow = ["tokens", *(case.column for case in table.cases), "winner"]  # as a terminal has room for
+        frame = table.frame().set_axis(narrow, axis="columns")
+        print(frame.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"))
     print()
     for case in tables["ttft"].cases:
         if case not in tables["ttft"].measured:
