@@ -101,11 +101,13 @@ class GeneratorLink:
 
     def wait_for(self, kind: type[_Reply], *, request: int | None = None, on_progress: OnProgress = nobody) -> _Reply:
         """The next message of type ``kind``; raises UserError where ``request`` or the connection failed instead."""
-        while not isinstance(message := self.receive(), kind):
+        while True:
+            message = self.receive()
+            if isinstance(message, kind) and _is_of(message, request):
+                return message
             if isinstance(message, Progress):
                 on_progress(message.stage, message.done, message.total)
             self.heed(message, request)
-        return message
 
     def wait_for_with_descriptors(self, kind: type[_Reply], *, request: int) -> tuple[_Reply, list[int]]:
         """As ``wait_for``, and the file descriptors that came with the message, which the caller closes."""
@@ -114,7 +116,7 @@ class GeneratorLink:
                 message, descriptors = self.channel.receive_with_descriptors()
             except (GeneratorGone, TimeoutError, ProtocolError) as error:
                 raise self.fault(error) from None
-            if isinstance(message, kind):
+            if isinstance(message, kind) and _is_of(message, request):
                 return message, descriptors
             self.heed(message, request)
 
@@ -134,6 +136,11 @@ class GeneratorLink:
         if isinstance(error, TimeoutError):
             return UserError(f"the generator at {self.path} has said nothing for {self.channel.silence_s:g} s")
         return UserError(f"the generator at {self.path}: {error}")
+
+
+def _is_of(message: ToClient, request: int | None) -> bool:
+    """Whether it belongs to ``request``, or to none: a reply to one that was given up may still be on its way."""
+    return getattr(message, "request", request) == request
 
 
 class GeneratorClient:

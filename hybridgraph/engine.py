@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
+from hybridgraph.errors import UserError
 from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
 from hybridgraph.graphs.background import BackgroundCapture
@@ -139,6 +140,11 @@ class HybridEngine:
         self.check(request)
         return self.answer(request)
 
+    @property
+    def is_capturing(self) -> bool:
+        """Whether a graph is being captured in the background."""
+        return self._background is not None and self._background.busy
+
     def check(self, request: Request) -> None:
         check_request(request, self.info)
 
@@ -186,8 +192,11 @@ class HybridEngine:
     def replay_prefill(self, length: int) -> Report:
         """Run a prompt of ``length`` that already lies in ``ids``; logits are in place when this returns.
 
-        The captured length may be larger: what lies behind the prompt is padding, whatever it is.
+        The captured length may be larger: what lies behind the prompt is padding, whatever it is. Raises UserError
+        for a length that the buffers cannot hold.
         """
+        if not 1 <= length <= self._buffers.positions:
+            raise UserError(f"a prompt of {length} ids: from 1 to {self._buffers.positions}")
         with self._lock():
             self._timer.start()
             plan = self._plan(length)

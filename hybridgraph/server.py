@@ -11,6 +11,7 @@ each id is sent when it exists (Token) → Done with the engine's report, or Fai
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import Listener
-from hybridgraph.ipc.channel import REQUEST_SPIN_S
+from hybridgraph.ipc.channel import IDLE_SPIN_S, SPIN_S
 from hybridgraph.ipc.hub import HELLO_TIMEOUT_S, Connection, Hub
 from hybridgraph.ipc.messages import (
     Cancel,
@@ -51,6 +52,11 @@ class Engine(Protocol):
 
     @property
     def info(self) -> SourceInfo: ...
+
+    @property
+    def is_capturing(self) -> bool:
+        """Whether a thread of its own wants the interpreter."""
+        ...
 
     @property
     def report(self) -> Report:
@@ -137,6 +143,7 @@ class Server:
         self._engine: Engine | None = None
         self._line = Line(lambda job, ahead: self._hub.send(job.connection, job.queued(ahead)))
         self._lease: Lease | None = None
+        self._answered_s = -math.inf  # when a client was last given what it asked for
         self._state: Progress | Ready | Failed = Progress(stage="starting", done=0, total=0)
         self._counts = Counter(clients=0, done=0, failed=0, cancelled=0)
 
@@ -155,13 +162,12 @@ class Server:
         self._state = Ready(info=engine.info, startup_s=time.perf_counter() - self._started_s)
         self._hub.broadcast(self._state)
         on_ready()
-        spin_until_s = 0.0
         while self._stop.received is None:
             if (job := self._line.next()) is not None:
                 self._serve(engine, job)
-                spin_until_s = time.perf_counter() + REQUEST_SPIN_S
+                self._answered_s = time.perf_counter()
             else:
-                self._hub.poll(0.0 if time.perf_counter() < spin_until_s else None)
+                self._wait(engine)
         self.end_all("stopped", "the generator was stopped")
 
     def end_all(self, kind: FailureKind, error: str) -> None:
@@ -175,6 +181,11 @@ class Server:
 
     def close(self) -> None:
         self._hub.close()
+
+    def _wait(self, engine: Engine) -> None:
+        """For something to happen: at first without sleeping, unless that kept a capture from the interpreter."""
+        spin_s = SPIN_S if engine.is_capturing else IDLE_SPIN_S
+        self._hub.poll(0.0 if time.perf_counter() < self._answered_s + spin_s else None)
 
     def _serve(self, engine: Engine, job: Job) -> None:
         try:
@@ -235,7 +246,7 @@ class Server:
             reply = Shared(request=job.message.request, buffers=self._lease.handles)
             self._hub.send_with_descriptors(job.connection, reply, self._lease.descriptors)
             while job.connection.open and not job.cancelled and self._stop.received is None:
-                self._hub.poll(None)
+                self._wait(engine)
         self._lease = None
 
     def _greet(self, connection: Connection) -> None:
@@ -274,6 +285,7 @@ class Server:
             self._hub.send(connection, Failed(request=message.request, kind="request", error=error))
         elif (reply := lease.replay(message, self._log)) is not None:
             self._hub.send(connection, reply)
+        self._answered_s = time.perf_counter()
 
     def _fail(self, job: Job, kind: FailureKind, error: str) -> None:
         self._counts["cancelled" if kind == "cancelled" else "failed"] += 1

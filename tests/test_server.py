@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from toy_generator import BREAKS, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, toy_answer
+from toy_generator import BREAKS, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, ToyEngine, toy_answer
 
 from hybridgraph.client import GeneratorClient, RequestFailed
 from hybridgraph.errors import UserError
@@ -42,7 +43,8 @@ from hybridgraph.ipc.messages import (
     encode,
 )
 from hybridgraph.records import Request
-from hybridgraph.server import Engine, ProgressCallback, serve
+from hybridgraph.server import Engine, ProgressCallback, Server, serve
+from hybridgraph.signals import StopSignals
 
 SCRIPT = "case4_jit_cuda_generator.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -507,6 +509,25 @@ def test_a_client_at_the_door_is_told_why_the_generator_ends(tmp_path: Path) -> 
             serve(listener, open_engine, log=lambda _: None)
     with closing(channels[0]) as channel:
         assert channel.receive() == Failed(request=None, kind="start", error="unknown model 'x'")
+
+
+def test_a_generator_polls_while_another_message_may_be_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while after an answer, a shorter one where that kept a capture from the interpreter; then it sleeps."""
+    monkeypatch.setattr("hybridgraph.server.SPIN_S", 1.0)
+    monkeypatch.setattr("hybridgraph.server.IDLE_SPIN_S", 100.0)
+    engine = ToyEngine()
+    waits: list[float | None] = []
+    with listen(tmp_path / "socket") as listener, StopSignals() as stop:
+        server = Server(listener, stop, print, 1.0, 1.0)
+        monkeypatch.setattr(server._hub, "poll", waits.append)
+        for answered_s_ago, capturing in ((math.inf, False), (10.0, False), (10.0, True), (0.1, True), (200.0, False)):
+            server._answered_s = time.perf_counter() - answered_s_ago
+            engine.is_capturing = capturing
+            server._wait(engine)
+        server.close()
+    assert waits == [None, 0.0, None, 0.0, None]
 
 
 # --- the address --------------------------------------------------------------------------------

@@ -107,6 +107,21 @@ def test_a_bad_request_never_reaches_the_buffers(path: Path) -> None:
         assert answers(sharing, REQUESTS[:1]) == good
 
 
+def test_a_reply_to_an_answer_that_was_given_up_is_not_the_next_ones(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
+        good = answers(sharing, REQUESTS[1:2])
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(sharing._link, "wait_for", interrupt)
+            answers(sharing, REQUESTS[2:3])
+        assert [answers(sharing, REQUESTS[1:2]) for _ in range(3)] == [good] * 3
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def greeted(path: Path) -> ClientChannel:
     channel = ClientChannel.connect(path, silence_s=120.0)
     channel.send(HELLO)
@@ -137,6 +152,10 @@ def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
         assert set(shared.buffers) == set(SHARED_NAMES)
         for descriptor in descriptors:
             os.close(descriptor)
+        for length in (-3, 0, 513):
+            channel.send(Prefill(request=2, length=length))
+            refusal = Failed(request=2, kind="request", error=f"a prompt of {length} ids: from 1 to 512")
+            assert channel.receive() == refusal
         channel.send(Prefill(request=2, length=4))
         channel.send(DecodeStep(request=2))
         channel.send(Finished(request=2))

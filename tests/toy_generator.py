@@ -29,6 +29,8 @@ def toy_answer(prompt_ids: list[int], count: int, seed: int) -> list[int]:
 
 
 class ToyEngine:
+    is_capturing = False
+
     def __init__(self) -> None:
         self.info = SourceInfo(
             model="toy",

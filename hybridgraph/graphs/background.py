@@ -18,9 +18,15 @@ class BackgroundCapture:
         # A capture is a tenth of a second of Python: a request's thread must get the interpreter back at once.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._work = threading.Event()
+        self._working = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="background-capture", daemon=True)
         self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the thread captures, or is about to."""
+        return self._working or self._work.is_set()
 
     def notify(self) -> None:
         """A request was served. The thread wakes up only if the policy wants something: it takes the interpreter
@@ -38,9 +44,11 @@ class BackgroundCapture:
     def _run(self) -> None:
         while not self._stopping:
             self._work.wait()
+            self._working = True
             self._work.clear()
             while not self._stopping and (length := self._next_wanted()) is not None:
                 self._capture(length)
+            self._working = False
 
     def _next_wanted(self) -> int | None:
         with self._pool.lock:

@@ -28,9 +28,9 @@ MAX_DESCRIPTORS = 16  # that may travel beside one frame
 # the caches: 0.3 ms in all. Where each side can have a core of its own, both look at their sockets without sleeping
 # for as long as the next message may be expected: a reply, or another request.
 MIN_CORES_TO_SPIN = 8
-_MAY_SPIN = (os.cpu_count() or 1) >= MIN_CORES_TO_SPIN
-REPLY_SPIN_S = 0.05 if _MAY_SPIN else 0.0
-REQUEST_SPIN_S = 1.0 if _MAY_SPIN else 0.0
+_MAY_SPIN = len(os.sched_getaffinity(0)) >= MIN_CORES_TO_SPIN
+SPIN_S = 0.05 if _MAY_SPIN else 0.0
+IDLE_SPIN_S = 1.0 if _MAY_SPIN else 0.0  # of a generator with nothing else to do
 
 
 class FrameReader:
@@ -120,8 +120,8 @@ class ClientChannel:
         return decode_to_client(body)
 
     def _receive_spinning(self) -> bytes:
-        """What arrives within ``REPLY_SPIN_S``, without sleeping; nothing where nothing does, or where the end came."""
-        end_s = time.perf_counter() + REPLY_SPIN_S
+        """What arrives within ``SPIN_S``, without sleeping; nothing where nothing does, or where the end came."""
+        end_s = time.perf_counter() + SPIN_S
         while time.perf_counter() < end_s:
             try:
                 return self._socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
