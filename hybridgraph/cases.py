@@ -116,9 +116,8 @@ CUDA_ONLY_SERVER = "cuda_only_rolling_server.py"
 JIT_SERVER = "graph_generator_rolling_cuda.py"
 
 
-def case_for(key: str, forward: str) -> Case:
-    """What ``--forward`` makes of the case ``key``: the fused one is a column of its own. Raises UserError."""
-    (case,) = (case for case in CASES if case.key == key)
+def variant(case: Case, forward: str) -> Case:
+    """What ``--forward`` makes of ``case``: the fused one is a column of its own. Raises UserError."""
     if forward == "hf":
         return case
     if case != CASE4:

@@ -94,9 +94,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise UserError for the first value that no run could use."""
-        for name in ("prompt_lengths",):
-            if not self.prompt_lengths or min(self.prompt_lengths) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {self.prompt_lengths}: a length is 1 or more")
+        if not self.prompt_lengths or min(self.prompt_lengths) < 1:
+            raise UserError(f"--prompt-lengths {self.prompt_lengths}: a length is 1 or more")
         for name, least in (
             ("ttft_iterations", 0),
             ("p99_iterations", 0),

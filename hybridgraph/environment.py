@@ -6,7 +6,6 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.nvml import describe_gpu
 from hybridgraph.progress import say
+from hybridgraph.provenance import versions
 from hybridgraph.roofline import Rates
 from hybridgraph.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
 
@@ -69,20 +69,13 @@ def describe(device: torch.device) -> dict[str, Any]:
     description: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(*PACKAGES),
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
         description["gpu"] = _describe_gpu(device)
     return description
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _describe_gpu(device: torch.device) -> dict[str, Any]:
@@ -100,8 +93,8 @@ def _describe_gpu(device: torch.device) -> dict[str, Any]:
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates | None:
     """Measured memory bandwidth and matrix rates of a GPU, in about a second; None on the CPU.
 
-    Bandwidth: a device-to-device copy of 4 GiB, bytes read plus bytes written. Matrix rate: a
-    product of two random 8192 × 8192 matrices (zeros would run faster than any real data).
+    Bandwidth: a device-to-device copy of 4 GiB (less where there is no room), bytes read plus bytes written.
+    Matrix rate: a product of two random 8192 × 8192 matrices (zeros would run faster than any real data).
     The best of several repetitions: a ceiling is what the device can do, not what it did on average.
     The sustained matrix rate is the average of that product behind SETTLE_S of it, without a pause.
     """
@@ -113,7 +106,9 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates | None:
     return Rates(bytes_per_s=bytes_per_s, flops_per_s=flops_per_s, sustained_flops_per_s=sustained_flops_per_s)
 
 
-def _copy_bytes_per_s(device: torch.device, num_bytes: int = 4 << 30) -> float:
+def _copy_bytes_per_s(device: torch.device) -> float:
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    num_bytes = min(4 << 30, free_bytes // 4)  # the model is there already
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * num_bytes / _best_seconds(lambda: target.copy_(source), repeats=6)

@@ -1,6 +1,7 @@
 """The entry points behind the scripts: parse, build, run, close. Every mistake of a user's ends in one line here.
 
 python -m hybridgraph.main pair case4 --decode-tokens 64    # generator and client of one case
+python -m hybridgraph.main new-run --output-dir output                # sets aside what lies there
 python -m hybridgraph.main not-run case5_tensorrt_llm REASON --output-dir output
 """
 
@@ -15,11 +16,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridgraph.cases import CASE2, CASE4, Case, case_for
+from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, Case, variant
 from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import AlreadyTold, UserError
 from hybridgraph.progress import progress_bars, say
-from hybridgraph.results import ResultFiles, record_not_run
+from hybridgraph.results import ResultFiles, record_not_run, set_all_aside
 
 if TYPE_CHECKING:
     from hybridgraph.client import GeneratorClient
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTED = {case.key: case for case in (CASE1, CASE2, CASE3, CASE4)}
 GENERATORS = {CASE2.key: "case2_async_cuda_generator.py", CASE4.key: "case4_jit_cuda_generator.py"}
 STOP_S = 30.0  # what a generator is given to end by itself
 IMPORTING = "importing torch"
@@ -62,7 +64,7 @@ def run_case(key: str, argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         config = _config(_description(), argv)
-        case = case_for(key, config.forward)
+        case = variant(SCRIPTED[key], config.forward)
         with _reason_recorded(config, case), closing(_opened(config, case)) as source:
             _measure(source, config, case)
         return 0
@@ -83,7 +85,7 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
 
     def body() -> int:
         config = _config(_description(), argv)
-        case = case_for(key, config.forward)
+        case = variant(SCRIPTED[key], config.forward)
         from hybridgraph.ipc.address import listen
         from hybridgraph.server import serve as serve_engine
 
@@ -112,7 +114,7 @@ def run_client(key: str, argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         config = _config(_description(), argv)
-        case = case_for(key, config.forward)
+        case = variant(SCRIPTED[key], config.forward)
         if config.socket is None:
             raise UserError(f"--socket is missing: start a generator with: python {GENERATORS[key]} --socket PATH")
         with _reason_recorded(config, case):
@@ -127,7 +129,7 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
 
     def body() -> int:
         config = _config(None, argv)
-        case = case_for(key, config.forward)
+        case = variant(SCRIPTED[key], config.forward)
         if config.socket is not None:
             raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
         with _reason_recorded(config, case), tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory:
@@ -237,6 +239,16 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
         raise
 
 
+def _new_run(arguments: Sequence[str]) -> int:
+    def body() -> int:
+        config = _config(None, arguments)
+        if not config.resume and (kept := set_all_aside(config.output_path)) is not None:
+            say(f"earlier results are kept in {kept}")
+        return 0
+
+    return _guarded(body)
+
+
 def _not_run(arguments: Sequence[str]) -> int:
     def body() -> int:
         if len(arguments) != 4 or arguments[2] != "--output-dir":
@@ -251,9 +263,12 @@ def main(argv: Sequence[str]) -> int:
     """The commands of the shell scripts."""
     if argv[:1] == ["pair"] and len(argv) > 1 and argv[1] in GENERATORS:
         return run_pair(argv[1], argv[2:])
+    if argv[:1] == ["new-run"]:
+        return _new_run(argv[1:])
     if argv[:1] == ["not-run"]:
         return _not_run(argv[1:])
-    say("usage: python -m hybridgraph.main {pair {case2,case4} [FLAGS] | not-run CASE_NAME REASON --output-dir DIR}")
+    usage = "{pair {case2,case4} [FLAGS] | new-run [FLAGS] | not-run CASE_NAME REASON --output-dir DIR}"
+    say(f"usage: python -m hybridgraph.main {usage}")
     return 2
 
 

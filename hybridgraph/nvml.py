@@ -92,4 +92,5 @@ def _violation_ms(nvml: Any, gpu: Any, policy: int) -> float:
 
 
 def _difference(after: Any, before: Any) -> Any:
-    return after if isinstance(after, str) or isinstance(before, str) else after - before
+    refusal = next((value for value in (after, before) if isinstance(value, str)), None)
+    return after - before if refusal is None else refusal

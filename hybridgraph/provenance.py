@@ -1,10 +1,11 @@
-"""Which code made a number."""
+"""Which code made a number: the project's commit, and the versions of what it stands on."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -28,3 +29,14 @@ def project_commit() -> str:
         return os.environ.get("HYBRIDGRAPH_COMMIT", "")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!output")
     return commit + ("-dirty" if changed else "")
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Installed versions; None where a package is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found

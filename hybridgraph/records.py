@@ -27,6 +27,7 @@ def paths_taken(row: Mapping[Any, Any]) -> str:
 Warmth = Literal["cold", "first_seen", "warm"]
 
 Phase = Literal["ttft", "p99", "decode"]
+PHASES: tuple[Phase, ...] = ("ttft", "p99", "decode")  # as they are measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """The files a run writes: raw samples as they come, and the summaries derived from them.
 
-``NAME_samples.jsonl`` holds every request of a run, a line each, and is the only state:
-the CSVs are rewritten from it after every row, and ``--resume`` continues from it.
+``NAME_samples.jsonl`` holds every request of a run, a line each: the CSVs are rewritten from it
+after every row, and ``--resume`` continues from it. What cannot be told by requests (the machine,
+the configuration, what the GPU spent) is in ``environment.json``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hybridgraph.cases import CASES, PEERS
 from hybridgraph.errors import UserError
 from hybridgraph.records import (
     DECODE_COLUMNS,
@@ -32,6 +34,7 @@ from hybridgraph.records import (
 from hybridgraph.roofline import decode_bytes, decode_floor_ms, prefill_floor_ms, sustained_floor_ms
 from hybridgraph.stats import mean, percentile, spread
 
+ENVIRONMENT = "environment.json"
 SUFFIXES = ("_ttft.csv", "_p99.csv", "_decode.csv", "_samples.jsonl")
 Row = dict[str, Any]
 
@@ -55,6 +58,24 @@ def write_atomically(path: Path, text: str) -> None:
         partial.replace(path)
 
 
+def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
+    old = [path for path in paths if path.exists()]
+    if not old:
+        return None
+    kept = directory / "previous" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
+    with _writing(kept):
+        kept.mkdir(parents=True)
+        for path in old:
+            path.replace(kept / path.name)
+    return kept
+
+
+def set_all_aside(directory: Path) -> Path | None:
+    """Move what earlier runs of any case left to ``previous/TIME/``: a case that fails now must not keep old rows."""
+    cases = [ResultFiles(directory, case.name).path(suffix) for case in (*CASES, *PEERS) for suffix in SUFFIXES]
+    return _move_to_previous(directory, [*cases, directory / ENVIRONMENT, *directory.glob("final_*")])
+
+
 @dataclass(frozen=True)
 class ResultFiles:
     """The files of one case in one output directory."""
@@ -75,16 +96,7 @@ class ResultFiles:
 
     def set_aside(self) -> Path | None:
         """Move what an earlier run left to ``previous/TIME/``; returns where, or None where there was nothing."""
-        old = [path for suffix in SUFFIXES if (path := self.path(suffix)).exists()]
-        if not old:
-            return None
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
-        kept = self.directory / "previous" / stamp
-        with _writing(kept):
-            kept.mkdir(parents=True)
-            for path in old:
-                path.replace(kept / path.name)
-        return kept
+        return _move_to_previous(self.directory, [self.path(suffix) for suffix in SUFFIXES])
 
     def read_samples(self) -> tuple[RunIdentity, list[Sample]] | None:
         """The interrupted run's identity and samples; a line cut short by a crash is dropped with its row."""
@@ -238,9 +250,9 @@ def decode_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
 def update_environment(directory: Path, section: str, name: str, entry: Any) -> None:
     """Set ``environment.json``'s ``section`` (``cases`` or ``not_run``) entry of the case ``name``, keeping the others.
 
-    A case that ran is no longer among those that did not, and the other way round.
+    A case that ran is no longer among those that did not.
     """
-    path = directory / "environment.json"
+    path = directory / ENVIRONMENT
     with _writing(path):
         directory.mkdir(parents=True, exist_ok=True)
     with _writing(path), (directory / ".environment.lock").open("w") as lock:
@@ -262,11 +274,10 @@ def _read_environment(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def spent_before(directory: Path, name: str, run_id: str) -> dict[str, dict[str, Any]]:
-    """What the GPU spent on the rows of the run ``run_id`` that were measured before it was interrupted."""
-    case = _read_environment(directory / "environment.json")["cases"].get(name, {})
-    spent: dict[str, dict[str, Any]] = case.get("gpu_spent", {})
-    return spent if case.get("identity", {}).get("run_id") == run_id else {}
+def known_of_run(directory: Path, name: str, run_id: str) -> dict[str, Any]:
+    """What ``environment.json`` holds of the run ``run_id`` of the case ``name``; nothing of another run."""
+    case: dict[str, Any] = _read_environment(directory / ENVIRONMENT)["cases"].get(name, {})
+    return case if case.get("identity", {}).get("run_id") == run_id else {}
 
 
 def record_not_run(directory: Path, name: str, reason: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS, Case
@@ -28,13 +28,12 @@ from hybridgraph.nvml import GpuMeter
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.prompts import Prompts, RandomPrompts
 from hybridgraph.provenance import project_commit
-from hybridgraph.records import Phase, Request, RunIdentity, Sample, SourceInfo, TokenSource, Warmth
-from hybridgraph.results import ResultFiles, ResultWriter, spent_before, update_environment
+from hybridgraph.records import PHASES, Phase, Request, RunIdentity, Sample, SourceInfo, TokenSource, Warmth
+from hybridgraph.results import ResultFiles, ResultWriter, known_of_run, update_environment
 
 DECODE_REQUESTS = 5
-# Indices of the prompts of each phase start far apart: no two requests of a run share their ids.
-_FIRST_PROMPT: dict[Phase, int] = {"ttft": 0, "p99": 10_000_000, "decode": 20_000_000}
-_WARMUP_PROMPT = 30_000_000
+# What may differ where a run goes on: names of the run and of places, and what is printed.
+RESUMABLE = frozenset({"run_id", "started", "resume", "json", "output_dir", "socket"})
 
 
 def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | None = None) -> ResultWriter:
@@ -43,9 +42,12 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     check_fits(config, info)
     prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
     writer = open_results(config, case, info)
+    lengths = sorted(set(config.prompt_lengths))
+    if all(writer.is_done(phase, length, count) for phase, count in phases(config) for length in lengths):
+        return writer
     loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
     # Written before the first request and with every row, so that none on disk lacks its environment.
-    spent = spent_before(config.output_path, case.name, writer.identity.run_id)
+    spent = known_of_run(config.output_path, case.name, writer.identity.run_id).get("gpu_spent", {})
     environment = {
         "identity": asdict(writer.identity),
         "configuration": config.as_json(),
@@ -53,9 +55,10 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
         "gpu_spent": spent,
     }
     update_environment(config.output_path, "cases", case.name, environment)
-    lengths = sorted(set(config.prompt_lengths))
     with _collector_frozen(), progress_bars() as advance, _meter(info) as meter:
-        loop.warm_up(config.warmup)
+        loop.warm_up(lengths, config.warmup)
+        # A run that goes on must not find its warm requests cold.
+        loop.warm_up(sorted({sample.prompt_length for sample in writer.samples}), 1)
         for phase, count in phases(config):
             for number, length in enumerate(lengths):
                 advance(f"{case.title}: {phase}", number, len(lengths))
@@ -101,19 +104,21 @@ class MeasuringLoop:
         self._run_id = run_id
         self._is_cold = True
         self._seen: set[int] = set()
+        # No two requests of a run share their ids: the prompts of the phases follow each other.
+        counts = dict(phases(config))
+        ends = accumulate((counts.get(phase, 0) for phase in PHASES), initial=0)
+        self._first_prompt = dict(zip((*PHASES, "warm-up"), ends, strict=True))
 
-    def warm_up(self, count: int) -> None:
-        for length in sorted(set(self._config.prompt_lengths)):
+    def warm_up(self, lengths: Sequence[int], count: int) -> None:
+        """``count`` unmeasured requests at each length."""
+        for length in lengths:
             for index in range(count):
-                self._sample("ttft", length, _WARMUP_PROMPT + index, 1)
+                self._sample("ttft", length, self._first_prompt["warm-up"] + index, 1)
 
     def row(self, phase: Phase, length: int, count: int) -> list[Sample]:
         """``count`` samples of ``phase`` at one length."""
-        new_tokens = self._config.new_tokens if phase == "decode" else 1
-        return [
-            replace(self._sample(phase, length, _FIRST_PROMPT[phase] + i, new_tokens), iteration=i)
-            for i in range(count)
-        ]
+        new_tokens, first = self._config.new_tokens if phase == "decode" else 1, self._first_prompt[phase]
+        return [replace(self._sample(phase, length, first + i, new_tokens), iteration=i) for i in range(count)]
 
     def _sample(self, phase: Phase, length: int, prompt_index: int, new_tokens: int) -> Sample:
         if self._config.pause_ms:
@@ -163,12 +168,12 @@ def open_results(config: Config, case: Case, info: SourceInfo) -> ResultWriter:
     identity = identify(config, info)
     if config.resume and (found := files.read_samples()) is not None:
         old, samples = found
-        for column in ("model", "dtype", "load_format", "device", "graph_backend", "sampling", "seed", "protocol"):
-            if getattr(old, column) != getattr(identity, column):
-                raise UserError(
-                    f"--resume: the run in {config.output_dir} had {column} {getattr(old, column)}, "
-                    f"this one has {getattr(identity, column)}"
-                )
+        configured = known_of_run(config.output_path, case.name, old.run_id).get("configuration", {})
+        for before, now in ((asdict(old), asdict(identity)), (configured, config.as_json())):
+            for name in now.keys() - RESUMABLE:
+                if before.get(name, now[name]) != now[name]:
+                    had = f"the run in {config.output_dir} had {name} {before[name]}"
+                    raise UserError(f"--resume: {had}, this one has {now[name]}")
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
     kept = files.set_aside()
     if kept is not None:

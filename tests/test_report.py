@@ -97,6 +97,33 @@ def test_rows_of_another_machine_are_left_out_and_named(tmp_path: Path, capsys: 
     assert told.split("left out")[0] and "left out" in (tmp_path / "final_report.md").read_text()
 
 
+def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, CASE1, {10: 20.0}, commit="aaaa")
+    write(tmp_path, CASE4, {10: 5.0}, commit="bbbb", ops="inductor")
+    (tmp_path / "environment.json").write_text(json.dumps({"not_run": {CASE4.name: "out of memory"}}))
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    for remark in (
+        "The rows are of several commits: Baseline aaaa, JIT+CUDA bbbb",
+        "JIT+CUDA: measured with --ops inductor, its own are torchscript",
+        "JIT+CUDA: the rows are from before its last attempt, which ended early: out of memory",
+    ):
+        assert remark in told and f"- {remark}" in (tmp_path / "final_report.md").read_text()
+
+
+def test_a_run_over_lengths_is_shown_beside_its_own_machine_only(tmp_path: Path) -> None:
+    (tmp_path / "length_sweep").mkdir()
+    write(tmp_path / "length_sweep", CASE4_FUSED, {1: 4.0, 2048: 40.0}, protocol="6+0 requests, warm-up 0")
+    write(tmp_path, CASE4, {10: 5.0})
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert (tmp_path / "final_growth.png").exists()
+    (tmp_path / "final_growth.png").unlink()
+    write(tmp_path, CASE4, {10: 5.0}, device="other GPU")
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert not (tmp_path / "final_growth.png").exists()
+    assert "_ttft.csv is left out: device GPU instead of other GPU" in (tmp_path / "final_report.md").read_text()
+
+
 def test_reasons_and_peers(tmp_path: Path) -> None:
     write(tmp_path, CASE1, {10: 20.0})
     write(tmp_path, HF_STATIC, {10: 10.0})

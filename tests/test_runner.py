@@ -15,6 +15,7 @@ import pytest
 from hybridgraph.cases import CASE1, CASE4
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
+from hybridgraph.main import main
 from hybridgraph.prompts import RandomPrompts, TextPrompts
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
 from hybridgraph.results import ResultFiles, record_not_run
@@ -67,6 +68,9 @@ def test_protocol_order_and_prompts(tmp_path: Path) -> None:
     assert [request.max_new_tokens for request in source.requests] == [1] * 12 + [4] * 10
     prompts = [tuple(request.prompt_ids) for request in source.requests]
     assert len(set(prompts)) == len(prompts), "no two requests share their ids"
+    text, source = TextPrompts(range(100), seed=0, source="text"), CountingSource()
+    measure(source, config(tmp_path, prompt_lengths=(90,)), CASE1, text)
+    assert len({tuple(request.prompt_ids) for request in source.requests}) == 6, "nor do windows, while there are any"
     assert not {1, 2} & {token for prompt in prompts for token in prompt}, "special tokens are excluded"
 
 
@@ -110,13 +114,18 @@ def test_an_interrupted_run_keeps_its_rows_and_resumes(tmp_path: Path) -> None:
     assert len(before) == 2
     resumed = CountingSource()
     results = measure(resumed, config(tmp_path, resume=True), CASE1)
-    assert [len(request.prompt_ids) for request in resumed.requests] == [3] * 4 + [7] * 4, "TTFT rows are not repeated"
+    warmed, measured = resumed.requests[:2], resumed.requests[2:]
+    assert [len(request.prompt_ids) for request in warmed] == [3, 7], "no row that is left finds the process cold"
+    assert [len(request.prompt_ids) for request in measured] == [3] * 4 + [7] * 4, "TTFT rows are not repeated"
+    assert {sample.warmth for sample in results.samples if sample.phase == "p99"} == {"warm"}
     after = rows(tmp_path / "case1_baseline_ttft.csv")
     assert [row["mean_ms"] for row in after] == [row["mean_ms"] for row in before]
     assert {sample.run_id for sample in results.samples} == {results.identity.run_id} == {before[0]["run_id"]}
     again = CountingSource()
     measure(again, config(tmp_path, resume=True), CASE1)
     assert again.requests == []
+    case = json.loads((tmp_path / "environment.json").read_text())["cases"]["case1_baseline"]
+    assert case["stats"] == {"requests": 10}, "whoever had nothing to do leaves what is known alone"
 
 
 def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(tmp_path: Path) -> None:
@@ -125,7 +134,8 @@ def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(tmp_path: Path) -> N
     path.write_text(path.read_text()[:-40])
     source = CountingSource()
     measure(source, config(tmp_path, resume=True), CASE1)
-    assert [len(request.prompt_ids) for request in source.requests] == [7] * 4, "its whole row is measured again"
+    measured = [len(request.prompt_ids) for request in source.requests[2:]]
+    assert measured == [7] * 4, "its whole row is measured again"
     assert len(rows(tmp_path / "case1_baseline_p99.csv")) == 2
 
 
@@ -135,6 +145,33 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
     other.info = replace(other.info, dtype="float16")
     with pytest.raises(UserError, match="dtype float32"):
         measure(other, config(tmp_path, resume=True), CASE1)
+    for changed in ({"decode_tokens": 3}, {"max_graphs": 7}, {"greedy": True}, {"prompt_lengths": (3,)}):
+        with pytest.raises(UserError, match=r"--resume: the run in .* had"):
+            measure(CountingSource(), config(tmp_path, resume=True, **changed), CASE1)
+
+
+def test_resume_refuses_rows_of_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridgraph.runner.project_commit", lambda: "aaaa")
+    measure(CountingSource(), config(tmp_path), CASE1)
+    monkeypatch.setattr("hybridgraph.runner.project_commit", lambda: "bbbb")
+    with pytest.raises(UserError, match="had commit aaaa, this one has bbbb"):
+        measure(CountingSource(), config(tmp_path, resume=True), CASE1)
+
+
+def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    measure(CountingSource(), config(tmp_path), CASE4)
+    (tmp_path / "final_report.md").write_text("of then")
+    (tmp_path / "mine.txt").write_text("not ours")
+    names = {path.name for path in tmp_path.iterdir() if path.is_file()} - {".environment.lock", "mine.txt"}
+    assert main(["new-run", "--resume", "--output-dir", str(tmp_path)]) == 0
+    assert not (tmp_path / "previous").exists()
+    assert main(["new-run", "--output-dir", str(tmp_path)]) == 0
+    (kept,) = (tmp_path / "previous").iterdir()
+    assert {path.name for path in kept.iterdir()} == names
+    assert (tmp_path / "mine.txt").exists()
+    assert main(["new-run", "--output-dir", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "previous").iterdir())) == 1
 
 
 def test_a_second_run_keeps_the_first_aside(tmp_path: Path) -> None:

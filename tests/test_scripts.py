@@ -168,6 +168,7 @@ def test_complete_run_passes_flags_and_survives_a_failing_case(project: Path, tm
     calls = (tmp_path / "calls").read_text().replace(f"{project}/", "").splitlines()
     flags = "--seed 1 --output-dir o p"
     assert calls == [
+        f"-m hybridgraph.main new-run {flags}",
         f"case1_baseline.py {flags}",
         f"-m hybridgraph.main pair case2 {flags}",
         f"case3_jit_only.py {flags}",

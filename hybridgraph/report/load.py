@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from hybridgraph.cases import CASES, PEERS, Case
+from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.errors import UserError
 from hybridgraph.records import DECODE_COLUMNS, IDENTITY_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, RunIdentity
 
 KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
+SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 ADDED_LATER = {"chunked", "sustained_floor_ms"}  # a file from before such a column has unknown cells there
 _TEXT = set(IDENTITY_COLUMNS) - {"seed"}
@@ -30,6 +31,8 @@ class Results:
     identity: dict[str, str]  # of the newest run kept
     environment: dict[str, Any]
     left_out: list[str] = field(default_factory=list)  # a sentence for each file whose rows are of another kind
+    remarks: list[str] = field(default_factory=list)  # what else a reader must know of the rows
+    sweep: pd.DataFrame | None = None  # a run of one case over many lengths, in a directory of its own
 
     def cases(self, kind: str) -> list[Case]:
         """The study's cases, measured or not, and the peers that were measured; emulated graphs are in the title."""
@@ -55,18 +58,43 @@ def load_results(directory: Path) -> Results:
     }
     if not found:
         raise UserError(f"{directory} holds no result files: run a case first, or give its --output-dir")
+    environment = _environment(directory)
     newest = max(found.values(), key=lambda table: str(table["started"].max()))
     identity = {str(column): str(value) for column, value in newest.iloc[-1].items() if column in IDENTITY_COLUMNS}
     tables: dict[str, dict[str, pd.DataFrame]] = {kind: {} for kind in KINDS}
     left_out = []
     for (kind, name), table in found.items():
-        other = [c for c in RunIdentity.COMPARABLE if not (table[c] == identity[c]).all()]
-        if other:
-            values = ", ".join(f"{c} {table[c].iloc[0]} instead of {identity[c]}" for c in other)
-            left_out.append(f"{name}_{kind}.csv (run {table['run_id'].iloc[0]}) is left out: {values}")
+        if other := _differences(table, identity, RunIdentity.COMPARABLE):
+            left_out.append(f"{name}_{kind}.csv (run {table['run_id'].iloc[0]}) is left out: {other}")
         else:
             tables[kind][name] = table.set_index("prompt_length")
-    return Results(tables, identity, _environment(directory), left_out)
+    sweep = read_table(directory / SWEEP, TTFT_COLUMNS) if (directory / SWEEP).exists() else None
+    if sweep is not None and (other := _differences(sweep, identity, ("device", "model", "dtype", "load_format"))):
+        left_out.append(f"{SWEEP} is left out: {other}")
+        sweep = None
+    return Results(tables, identity, environment, left_out, _remarks(tables["ttft"], environment), sweep)
+
+
+def _differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequence[str]) -> str:
+    other = [c for c in columns if not (table[c] == identity[c]).all()]
+    return ", ".join(f"{c} {table[c].iloc[0]} instead of {identity[c]}" for c in other)
+
+
+def _remarks(tables: dict[str, pd.DataFrame], environment: dict[str, Any]) -> list[str]:
+    """Rows of several commits, of other operations than the case's own, and from before an attempt that failed."""
+    measured = [(case, tables[case.name]) for case in (*CASES, *PEERS) if case.name in tables]
+    commits = {case.title: str(rows["commit"].iloc[0]) or "unknown" for case, rows in measured}
+    remarks = []
+    if len(set(commits.values())) > 1:
+        named = ", ".join(f"{title} {commit}" for title, commit in commits.items())
+        remarks.append(f"The rows are of several commits: {named}")
+    for case, rows in measured:
+        ops = str(rows["ops"].iloc[0])
+        if case.ops not in (None, ops):
+            remarks.append(f"{case.title}: measured with --ops {ops}, its own are {case.ops}")
+        if reason := environment.get("not_run", {}).get(case.name):
+            remarks.append(f"{case.title}: the rows are from before its last attempt, which ended early: {reason}")
+    return remarks
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -8,17 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridgraph.cases import CASE4_FUSED
 from hybridgraph.errors import UserError
-from hybridgraph.records import TTFT_COLUMNS
-from hybridgraph.report.load import Results, load_results, read_table
+from hybridgraph.report.load import Results, load_results
 from hybridgraph.report.markdown import provenance, render
 from hybridgraph.report.plots import is_emulated, plot_growth, plot_table
 from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Table, build_table
 
 FILES = {"ttft": "final_ttft_table.csv", "p99": "final_p99_table.csv", "decode": "final_decode_table.csv"}
 REPORT = "final_report.md"
-SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"  # a run of one case over many lengths, in a directory of its own
 
 
 def generate_final_tables(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +58,8 @@ def _write(directory: Path, results: Results, tables: dict[str, Table]) -> None:
             name = f"final_{'ttft' if key == WARM.key else key}.png"
             plot_table(table, results, directory / name)
             plots.append(name)
-    if (directory / SWEEP).exists():
-        plot_growth(read_table(directory / SWEEP, TTFT_COLUMNS), directory / "final_growth.png")
+    if results.sweep is not None:
+        plot_growth(results.sweep, directory / "final_growth.png")
         plots.append("final_growth.png")
     (directory / REPORT).write_text(render(results, tables, plots), encoding="utf-8")
 
@@ -80,7 +77,7 @@ def _show(results: Results, tables: dict[str, Table]) -> None:
     for case in tables["ttft"].cases:
         if case not in tables["ttft"].measured:
             print(f"{case.title}: empty, {results.why_missing(case)}")
-    for sentence in results.left_out:
+    for sentence in (*results.left_out, *results.remarks):
         print(sentence)
 
 
@@ -88,6 +85,7 @@ def _document(results: Results, tables: dict[str, Table]) -> dict[str, object]:
     return {
         "identity": results.identity,
         "left_out": results.left_out,
+        "remarks": results.remarks,
         "tables": {
             key: {
                 "rows": json.loads(table.frame().to_json(orient="records")),

@@ -52,7 +52,7 @@ def _warnings(results: Results, tables: dict[str, Table]) -> list[str]:
         lines.append("**Graphs are emulated here: these are not CUDA Graph results.**")
     missing = [case for case in tables["ttft"].cases if case not in tables["ttft"].measured]
     lines += [f"- {case.title}: empty, {results.why_missing(case)}" for case in missing]
-    return ["\n".join(lines + [f"- {sentence}" for sentence in results.left_out])]
+    return ["\n".join(lines + [f"- {sentence}" for sentence in (*results.left_out, *results.remarks)])]
 
 
 def _metric_table(table: Table) -> str:
@@ -120,7 +120,7 @@ def _spent(results: Results) -> str:
         "case",
         "tokens",
         "W",
-        "J a request",
+        "J a request, pauses included" if "apart" in results.identity["protocol"] else "J a request",
         "% of time capped by power",
         "by temperature",
         "SM clock after, MHz",

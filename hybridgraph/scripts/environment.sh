@@ -132,10 +132,10 @@ PYTHON
 }
 
 set_up() {
-    local kind=$1 packages=(torch transformers accelerate safetensors msgspec numpy pandas matplotlib rich)
+    local kind=$1 packages=(torch transformers accelerate safetensors msgspec numpy pandas matplotlib rich pynvml)
     local files=("$ROOT/requirements.txt" "$PINS") test_file=$ROOT/tests/requirements.txt
     if [ -n "${HYBRIDGRAPH_PYTHON:-}" ]; then
-        [ "$kind" = user ] || packages+=(pytest pytest_timeout ruff mypy)
+        [ "$kind" = user ] || packages+=(pytest pytest_timeout xdist ruff mypy)
         check_packages "$HYBRIDGRAPH_PYTHON" "${packages[@]}"
         PYTHON=$HYBRIDGRAPH_PYTHON
         return

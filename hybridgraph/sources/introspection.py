@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hybridgraph.errors import UserError
@@ -50,14 +49,3 @@ class Arguments:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else type(value).__name__
-
-
-def versions(*packages: str) -> dict[str, str | None]:
-    """Installed versions; None where a package is not installed."""
-    found: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found

@@ -7,9 +7,10 @@ import re
 
 from hybridgraph.cases import Case
 from hybridgraph.config import Config
+from hybridgraph.provenance import versions
 from hybridgraph.records import SourceInfo
 from hybridgraph.sources.checkpoint import Checkpoint
-from hybridgraph.sources.introspection import Arguments, versions
+from hybridgraph.sources.introspection import Arguments
 from hybridgraph.sources.nvidia import Gpu
 
 # What an error's text matches, and what to do about it ("compile" holds the letters of MPI too).

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridgraph.cases import CASE5, HF_STATIC, TENSORRT_SINGLE, VLLM, Case
+from hybridgraph.cases import CASE5, HF_STATIC, TENSORRT_SINGLE, VLLM, Case, variant
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.records import TokenSource
@@ -32,9 +32,7 @@ _CASE_OF_ENGINE = {
 
 def case_of(config: Config) -> Case:
     """The case that ``--engine`` measures."""
-    if config.forward == "fused":
-        raise UserError("--forward fused is a variant of Case 4 only")
-    return _CASE_OF_ENGINE[config.engine]
+    return variant(_CASE_OF_ENGINE[config.engine], config.forward)
 
 
 def supervised(config: Config, case: Case) -> int | None:

@@ -12,9 +12,10 @@ from typing import Any
 from hybridgraph.cases import Case
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
+from hybridgraph.provenance import versions
 from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
-from hybridgraph.sources.introspection import Arguments, parameters_of, versions
+from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.nvidia import find_gpu, use_only
 from hybridgraph.sources.outside import explained, info_of_engine
 
