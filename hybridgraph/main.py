@@ -21,6 +21,7 @@ from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import AlreadyTold, UserError
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.results import ResultFiles, record_not_run, set_all_aside
+from hybridgraph.signals import end_with_parent, stop_signals_raise
 
 if TYPE_CHECKING:
     from hybridgraph.client import GeneratorClient
@@ -132,7 +133,11 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
         case = variant(SCRIPTED[key], config.forward)
         if config.socket is not None:
             raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
-        with _reason_recorded(config, case), tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory:
+        with (
+            stop_signals_raise(),
+            _reason_recorded(config, case),
+            tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory,
+        ):
             path = Path(directory) / "socket"
             say(f"starting {GENERATORS[key]}")
             with _generator(GENERATORS[key], [*argv, "--socket", str(path)]):
@@ -201,7 +206,7 @@ def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
     from hybridgraph.client import RequestFailed
 
     command = [sys.executable, str(ROOT / script), *argv]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent) as process:
         try:
             assert process.stdout is not None
             if not process.stdout.readline().startswith("listening"):

@@ -25,6 +25,7 @@ from hybridgraph.records import (
     DECODE_COLUMNS,
     GRAPH_PATHS,
     P99_COLUMNS,
+    PHASES,
     TTFT_COLUMNS,
     Phase,
     RunIdentity,
@@ -51,11 +52,15 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` in one step: a reader, or a crash, sees the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
     with _writing(path):
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
@@ -87,12 +92,22 @@ class ResultFiles:
         return self.directory / f"{self.name}{suffix}"
 
     def prepare(self) -> None:
-        """Make the directory, and find out now rather than after the measurement whether it can be written."""
+        """Make the directory, and find out now rather than after the measurement whether it can be used."""
+        with self.held():
+            read_environment(self.directory / ENVIRONMENT)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Only one run of a case at a time writes here; raises UserError where another one does."""
         with _writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            probe = self.directory / f".{self.name}.probe"
-            probe.write_text("writable\n", encoding="utf-8")
-            probe.unlink()
+            lock = (self.directory / f".{self.name}.lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another run of {self.name} is writing to {self.directory}") from None
+            yield
 
     def set_aside(self) -> Path | None:
         """Move what an earlier run left to ``previous/TIME/``; returns where, or None where there was nothing."""
@@ -103,12 +118,25 @@ class ResultFiles:
         path = self.path("_samples.jsonl")
         if not path.exists():
             return None
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line's end was cut short
         try:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line's end was cut short
             identity = RunIdentity(**json.loads(lines[0]))
-            return identity, [Sample(**json.loads(line)) for line in lines[1:]]
-        except (IndexError, ValueError, TypeError) as error:
-            raise UserError(f"{path} cannot be resumed from: {error}; run without --resume") from None
+            return identity, [_sample(json.loads(line), identity.run_id) for line in lines[1:]]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (IndexError, ValueError, TypeError):
+            raise UserError(f"{path} holds more or less than the samples of one run: run without --resume") from None
+
+
+def _sample(fields: dict[str, Any], run_id: str) -> Sample:
+    """A line of a samples file; raises TypeError or ValueError for anything else."""
+    sample = Sample(**fields)
+    times = [sample.ttft_ms, *sample.itl_ms, *_known((sample.device_ms, sample.engine_ttft_ms))]
+    numbers = all(isinstance(value, (int, float)) and value >= 0 for value in times)
+    known = sample.phase in PHASES and sample.graph_path in (None, *GRAPH_PATHS)
+    if not (numbers and known and sample.run_id == run_id and isinstance(sample.prompt_length, int)):
+        raise ValueError("no sample of this run")
+    return sample
 
 
 class ResultWriter:
@@ -257,26 +285,36 @@ def update_environment(directory: Path, section: str, name: str, entry: Any) -> 
         directory.mkdir(parents=True, exist_ok=True)
     with _writing(path), (directory / ".environment.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        content = _read_environment(path)
+        content = read_environment(path)
         content[section][name] = entry
         if section == "cases":
             content["not_run"].pop(name, None)
         write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def _read_environment(path: Path) -> dict[str, dict[str, Any]]:
+def read_environment(path: Path) -> dict[str, dict[str, Any]]:
+    """What ``update_environment`` has written; nothing where it has not. Raises UserError for another file."""
     content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}}
-    if path.exists():
-        try:
-            content |= json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path} is no JSON: move it away") from None
+    try:
+        content |= json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return content
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is no JSON object: move it away") from None
+    if not all(isinstance(section, dict) for section in content.values()):
+        raise UserError(f"{path} is no environment: it needs objects 'cases' and 'not_run'; move it away")
+    for name, case in content["cases"].items():
+        parts = ("stats", "gpu_spent", "identity", "configuration")
+        if not (isinstance(case, dict) and all(isinstance(case.get(part, {}), dict) for part in parts)):
+            raise UserError(f"{path} is no environment: its case {name} is no object of objects; move it away")
     return content
 
 
 def known_of_run(directory: Path, name: str, run_id: str) -> dict[str, Any]:
     """What ``environment.json`` holds of the run ``run_id`` of the case ``name``; nothing of another run."""
-    case: dict[str, Any] = _read_environment(directory / ENVIRONMENT)["cases"].get(name, {})
+    case: dict[str, Any] = read_environment(directory / ENVIRONMENT)["cases"].get(name, {})
     return case if case.get("identity", {}).get("run_id") == run_id else {}
 
 

@@ -41,37 +41,47 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     info = source.info
     check_fits(config, info)
     prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
-    writer = open_results(config, case, info)
-    lengths = sorted(set(config.prompt_lengths))
-    if all(writer.is_done(phase, length, count) for phase, count in phases(config) for length in lengths):
+    files = ResultFiles(config.output_path, case.name)
+    with files.held():
+        writer = open_results(files, config, info)
+        if any(missing_lengths(writer, phase, count, config) for phase, count in phases(config)):
+            loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
+            measure_missing(loop, source, config, case, writer)
         return writer
-    loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
+
+
+def missing_lengths(writer: ResultWriter, phase: Phase, count: int, config: Config) -> list[int]:
+    """The lengths of ``phase`` that are still to be measured, ascending."""
+    return [length for length in sorted(set(config.prompt_lengths)) if not writer.is_done(phase, length, count)]
+
+
+def measure_missing(loop: MeasuringLoop, source: TokenSource, config: Config, case: Case, writer: ResultWriter) -> None:
+    """Measure row by row, each on disk before the next; beside them, what identifies and what cannot be measured."""
+    directory, name = config.output_path, case.name
     # Written before the first request and with every row, so that none on disk lacks its environment.
-    spent = known_of_run(config.output_path, case.name, writer.identity.run_id).get("gpu_spent", {})
+    spent = known_of_run(directory, name, writer.identity.run_id).get("gpu_spent", {})
     environment = {
         "identity": asdict(writer.identity),
         "configuration": config.as_json(),
-        "source": asdict(info),
+        "source": asdict(source.info),
         "gpu_spent": spent,
     }
-    update_environment(config.output_path, "cases", case.name, environment)
-    with _collector_frozen(), progress_bars() as advance, _meter(info) as meter:
-        loop.warm_up(lengths, config.warmup)
+    update_environment(directory, "cases", name, environment)
+    with _collector_frozen(), progress_bars() as advance, _meter(source.info) as meter:
+        loop.warm_up(sorted(set(config.prompt_lengths)), config.warmup)
         # A run that goes on must not find its warm requests cold.
         loop.warm_up(sorted({sample.prompt_length for sample in writer.samples}), 1)
         for phase, count in phases(config):
+            lengths = missing_lengths(writer, phase, count, config)
             for number, length in enumerate(lengths):
                 advance(f"{case.title}: {phase}", number, len(lengths))
-                if not writer.is_done(phase, length, count):
-                    meter()
-                    row = loop.row(phase, length, count)
-                    spent.setdefault(phase, {})[str(length)] = meter()
-                    writer.add(row)
-                    update_environment(config.output_path, "cases", case.name, environment)
+                meter()
+                row = loop.row(phase, length, count)
+                spent.setdefault(phase, {})[str(length)] = meter()
+                writer.add(row)
+                update_environment(directory, "cases", name, environment)
             advance(f"{case.title}: {phase}", len(lengths), len(lengths))
-    update_environment(config.output_path, "cases", case.name, environment | {"stats": source.stats()})
-    writer.write_summaries()
-    return writer
+    update_environment(directory, "cases", name, environment | {"stats": source.stats()})
 
 
 def phases(config: Config) -> list[tuple[Phase, int]]:
@@ -161,23 +171,21 @@ class MeasuringLoop:
         return warmth
 
 
-def open_results(config: Config, case: Case, info: SourceInfo) -> ResultWriter:
+def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> ResultWriter:
     """The writer of a new run, or of the one that ``--resume`` continues; an earlier run's files are kept aside."""
-    files = ResultFiles(config.output_path, case.name)
-    files.prepare()
     identity = identify(config, info)
     if config.resume and (found := files.read_samples()) is not None:
         old, samples = found
-        configured = known_of_run(config.output_path, case.name, old.run_id).get("configuration", {})
+        configured = known_of_run(files.directory, files.name, old.run_id).get("configuration", {})
         for before, now in ((asdict(old), asdict(identity)), (configured, config.as_json())):
-            for name in now.keys() - RESUMABLE:
-                if before.get(name, now[name]) != now[name]:
+            for name, value in now.items():
+                if name not in RESUMABLE and before.get(name, value) != value:
                     had = f"the run in {config.output_dir} had {name} {before[name]}"
-                    raise UserError(f"--resume: {had}, this one has {now[name]}")
+                    raise UserError(f"--resume: {had}, this one has {value}")
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
     kept = files.set_aside()
     if kept is not None:
-        say(f"earlier results of {case.name} are kept in {kept}")
+        say(f"earlier results of {files.name} are kept in {kept}")
     return ResultWriter(files, identity, info, ())
 
 

@@ -1,7 +1,8 @@
-"""SIGTERM and SIGINT as a request to stop, for a process whose one thread waits on sockets."""
+"""Stop signals: of a process that serves, of one that has started another, and of the one that was started."""
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import socket
 import time
@@ -56,3 +57,24 @@ class StopSignals:
     def exit_code(self) -> int:
         """By convention: asked to end, a service has succeeded; interrupted from a keyboard, 128 + SIGINT."""
         return 130 if self.received == signal.SIGINT else 0
+
+
+@contextmanager
+def stop_signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process by an exception, so that what it started is ended first."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """In a process that was just started: be told to stop (SIGTERM) when the one that started it is gone."""
+    set_parent_death_signal = 1  # prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -199,6 +200,34 @@ def test_ctrl_c_of_a_pair_leaves_no_generator(tmp_path: Path) -> None:
         os.killpg(process.pid, 0)  # the session's process group is empty
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("stage", ["loading", "measuring"])
+def test_a_pair_that_is_ended_takes_its_generator_with_it(number: signal.Signals, stage: str, tmp_path: Path) -> None:
+    flags = ("--device", "cpu", "--prompt-lengths", "10", "--p99-iterations", "100000", "--precapture", "10,20")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybridgraph.main", "pair", "case4", *flags, "--output-dir", str(tmp_path / "output")],
+        cwd=ROOT, env=ENVIRON | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    if stage == "measuring":
+        wait_for_row(tmp_path / "output" / "case4_jit_cuda_ttft.csv", process)
+    else:
+        wait_for(lambda: any(tmp_path.glob("hybridgraph-*/socket")), "its generator listens", process)
+    process.send_signal(number)  # to it alone
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in said
+    wait_for(lambda: not alive(process.pid), "nothing of its group lives on")
+    if number != signal.SIGKILL:
+        assert not any(tmp_path.glob("hybridgraph-*"))
+
+
+def alive(group: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return True
+    return False
+
+
 def test_the_complete_run_ends_with_tables(tmp_path: Path) -> None:
     output = tmp_path / "output"
     command = [str(ROOT / "run_complete_benchmark.sh"), *TINY, "--decode-tokens", "4", "--precapture", "10,20"]
@@ -220,9 +249,13 @@ def test_the_complete_run_ends_with_tables(tmp_path: Path) -> None:
     assert "tables" in json.loads(run.stdout.splitlines()[-1])
 
 
-def wait_for_row(path: Path, process: "subprocess.Popen[str]", timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"{path} never came"
+def wait_for_row(path: Path, process: "subprocess.Popen[str]") -> None:
+    wait_for(path.exists, f"{path} is there", process)
+
+
+def wait_for(happened: Callable[[], bool], what: str, process: "subprocess.Popen[str] | None" = None) -> None:
+    deadline = time.monotonic() + 60.0
+    while not happened():
+        assert process is None or process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.01)

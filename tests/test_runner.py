@@ -163,7 +163,7 @@ def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
     measure(CountingSource(), config(tmp_path), CASE4)
     (tmp_path / "final_report.md").write_text("of then")
     (tmp_path / "mine.txt").write_text("not ours")
-    names = {path.name for path in tmp_path.iterdir() if path.is_file()} - {".environment.lock", "mine.txt"}
+    names = {path.name for path in tmp_path.iterdir() if path.name[0] != "."} - {"mine.txt"}
     assert main(["new-run", "--resume", "--output-dir", str(tmp_path)]) == 0
     assert not (tmp_path / "previous").exists()
     assert main(["new-run", "--output-dir", str(tmp_path)]) == 0
@@ -172,6 +172,49 @@ def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").exists()
     assert main(["new-run", "--output-dir", str(tmp_path)]) == 0
     assert len(list((tmp_path / "previous").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [b"\xff\n", b"\n", b"[1, 2]\n", b'{"run_id": 1}\n', "text of a sample", "another run", "another phase"],
+    ids=str,
+)
+def test_resume_refuses_what_is_no_run(tmp_path: Path, wrong: bytes | str) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    path = tmp_path / "case1_baseline_samples.jsonl"
+    if isinstance(wrong, bytes):
+        path.write_bytes(wrong)
+    else:
+        lines = path.read_text().splitlines(keepends=True)
+        key, value = {
+            "text of a sample": ("ttft_ms", "abc"),
+            "another run": ("run_id", "x"),
+            "another phase": ("phase", "x"),
+        }[wrong]
+        path.write_text("".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {key: value}) + "\n"]))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="run without --resume"):
+        measure(CountingSource(), config(tmp_path, resume=True), CASE1)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"cases": []}', '{"cases": {"case1_baseline": 3}}'])
+def test_an_environment_that_is_none_is_told_before_anything_is_touched(tmp_path: Path, text: str) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(UserError, match=r"environment\.json is no"):
+        ResultFiles(tmp_path, "case1_baseline").prepare()
+    assert not (tmp_path / "previous").exists()
+
+
+def test_two_runs_of_a_case_do_not_write_to_one_directory(tmp_path: Path) -> None:
+    files = ResultFiles(tmp_path, CASE1.name)
+    with files.held():
+        for attempt in (lambda: measure(CountingSource(), config(tmp_path), CASE1), files.prepare):
+            with pytest.raises(UserError, match="another run of case1_baseline is writing to"):
+                attempt()
+        measure(CountingSource(), config(tmp_path), CASE4)
+    measure(CountingSource(), config(tmp_path), CASE1)
 
 
 def test_a_second_run_keeps_the_first_aside(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +14,11 @@ import pandas as pd
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.errors import UserError
 from hybridgraph.records import DECODE_COLUMNS, IDENTITY_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, RunIdentity
+from hybridgraph.results import ENVIRONMENT, read_environment
 
 KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
+LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 ADDED_LATER = {"chunked", "sustained_floor_ms"}  # a file from before such a column has unknown cells there
 _TEXT = set(IDENTITY_COLUMNS) - {"seed"}
@@ -44,6 +45,8 @@ class Results:
         return rows is not None and bool((rows["graph_backend"] == "emulated").any())
 
     def why_missing(self, case: Case) -> str:
+        if any(sentence.startswith(f"{case.name}_") for sentence in self.left_out):
+            return "left out, as told below"
         reasons: dict[str, str] = self.environment.get("not_run", {})
         return reasons.get(case.name, f"not run ({case.script})")
 
@@ -58,7 +61,7 @@ def load_results(directory: Path) -> Results:
     }
     if not found:
         raise UserError(f"{directory} holds no result files: run a case first, or give its --output-dir")
-    environment = _environment(directory)
+    environment = read_environment(directory / ENVIRONMENT)
     newest = max(found.values(), key=lambda table: str(table["started"].max()))
     identity = {str(column): str(value) for column, value in newest.iloc[-1].items() if column in IDENTITY_COLUMNS}
     tables: dict[str, dict[str, pd.DataFrame]] = {kind: {} for kind in KINDS}
@@ -140,17 +143,8 @@ def _number(cell: str, where: str, column: str) -> float | int:
         raise UserError(f"{where}: '{cell}' is no number") from None
     if not math.isfinite(value) or value < 0:
         raise UserError(f"{where}: {cell} is no time, count or rate")
-    return int(value) if column == "prompt_length" else value
-
-
-def _environment(directory: Path) -> dict[str, Any]:
-    path = directory / "environment.json"
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(k, {}), dict) for k in ("cases", "not_run")):
-        raise UserError(f"{path} is no environment: it needs objects 'cases' and 'not_run'")
-    return content
+    if column != "prompt_length":
+        return value
+    if not (value.is_integer() and 1 <= value <= LONGEST):
+        raise UserError(f"{where}: {cell} is no prompt length")
+    return int(value)

@@ -14,14 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import astuple, dataclass
-from types import FrameType
 from typing import Any
 
 from hybridgraph.errors import UserError
 from hybridgraph.records import Report, Request, SourceInfo, TokenSource
+from hybridgraph.signals import stop_signals_raise
 
 HEARTBEAT_FD = "HYBRIDGRAPH_HEARTBEAT_FD"  # set in the measuring child only
 TIMEOUTS = "HYBRIDGRAPH_ENGINE_TIMEOUTS_S"
@@ -82,7 +82,7 @@ def run_supervised(command: Sequence[str], *, title: str, deadlines: Deadlines) 
         os.close(child_end)
     group = _Group(process, beats)
     try:
-        with _stop_signals_raise():
+        with stop_signals_raise():
             group.watch(title, deadlines)
     except KeyboardInterrupt:
         group.end(signal.SIGINT, deadlines.shutdown_s)  # as on a terminal: finished rows stay
@@ -142,21 +142,6 @@ class _Group:
         data = os.read(self._beats, 1 << 16) if readable else b""
         self._at_end = self._at_end or (bool(readable) and not data)
         return data
-
-
-@contextmanager
-def _stop_signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process by an exception, so that the child's group is ended first."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _exit_code(code: int, title: str) -> int:
