@@ -6,6 +6,7 @@ with closing(GeneratorClient.connect(path, script="case4_jit_cuda_generator.py")
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -66,14 +67,15 @@ class GeneratorLink:
         cls, path: Path, *, script: str, silence_s: float, on_progress: OnProgress, on_queued: OnQueued
     ) -> tuple[GeneratorLink, Ready]:
         """Connect, and wait until the generator is ready; raises UserError."""
+        command, elsewhere = (f"python {script} --socket {quoted}" for quoted in (shlex.quote(str(path)), "PATH"))
         try:
             channel = ClientChannel.connect(path, silence_s=silence_s)
         except FileNotFoundError:
-            raise UserError(f"no generator at {path}: start one with: python {script} --socket {path}") from None
+            raise UserError(f"no generator at {path}: start one with: {command}") from None
         except ConnectionRefusedError:
-            raise UserError(
-                f"nobody serves {path} any longer: start a generator with: python {script} --socket {path}"
-            ) from None
+            if not path.is_socket():
+                raise UserError(f"{path} is no socket: start a generator at another path with: {elsewhere}") from None
+            raise UserError(f"nobody serves {path} any longer: start a generator with: {command}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be connected to: {error.strerror or error}") from None
         link = cls(path, channel, on_queued)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS
 from hybridgraph.errors import UserError
 
+LOAD_FORMATS = ("dummy", "auto")
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_ITERATIONS = 1_000_000  # a raw sample is about 1 KiB in memory: beyond this a run could not hold its own
 MAX_PAUSE_MS = 60_000
@@ -49,7 +51,7 @@ class Config:
         None, "hub id, local directory, or a built-in shape: llama-2-7b, tiny-llama (default follows the device)"
     )
     load_format: str = _setting(
-        "dummy", "dummy: seeded random weights of the real shape; auto: real ones", choices=("dummy", "auto")
+        "dummy", "dummy: seeded random weights of the real shape; auto: real ones", choices=LOAD_FORMATS
     )
     dtype: str | None = _setting(None, "precision (default: float16 on a GPU, float32 on the CPU)", choices=DTYPES)
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
@@ -94,6 +96,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise UserError for the first value that no run could use."""
+        for name in ("model", "prompt_file", "output_dir", "socket"):
+            if getattr(self, name) == "":
+                raise UserError(f"--{name.replace('_', '-')} is empty")
         if not self.prompt_lengths or min(self.prompt_lengths) < 1:
             raise UserError(f"--prompt-lengths {self.prompt_lengths}: a length is 1 or more")
         for name, least in (
@@ -111,17 +116,24 @@ class Config:
             raise UserError(f"--pause-ms {self.pause_ms:g}: from 0 to {MAX_PAUSE_MS}")
         if not 0.0 < self.temperature <= 100.0:
             raise UserError(f"--temperature {self.temperature}: above 0 and at most 100 (--greedy takes the likeliest)")
+        if self.max_seq_len is not None and not 1 <= self.max_seq_len <= MAX_ITERATIONS:
+            raise UserError(f"--max-seq-len {self.max_seq_len}: from 1 to {MAX_ITERATIONS}")
+        if self.prompt_file is not None and self.load_format != "auto":
+            raise UserError("--prompt-file needs a tokenizer and real weights: add --load-format auto")
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,4})?", self.device):
+            raise UserError(f"--device {self.device}: one of auto, cpu, cuda, cuda:N")
+        if self.precapture is not None:
+            parse_lengths(self.precapture)
+
+    def check_requests(self) -> None:
+        """Raise UserError where there is nothing to measure, or no positions for what there is."""
+        if not (self.ttft_iterations or self.p99_iterations or self.decode_tokens):
+            raise UserError("nothing to measure: --ttft-iterations, --p99-iterations and --decode-tokens are all 0")
         if self.max_seq_len is not None and self.longest_request > self.max_seq_len:
             raise UserError(
                 f"--max-seq-len {self.max_seq_len} is less than the longest request: "
                 f"{max(self.prompt_lengths)} prompt ids and {self.new_tokens} new ones"
             )
-        if self.prompt_file is not None and self.load_format != "auto":
-            raise UserError("--prompt-file needs a tokenizer and real weights: add --load-format auto")
-        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
-            raise UserError(f"--device {self.device}: one of auto, cpu, cuda, cuda:N")
-        if self.precapture is not None:
-            parse_lengths(self.precapture)
 
     @property
     def new_tokens(self) -> int:
@@ -177,12 +189,18 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
     parser.add_argument(flag, dest=setting.name, default=setting.default, **arguments)
 
 
-def parse_args(argv: Sequence[str] | None, *, description: str) -> Config:
-    """The configuration that a command line asks for; raises UserError for anything it cannot mean."""
+def parse_args(argv: Sequence[str] | None, *, description: str, measures: bool = True) -> Config:
+    """The configuration that a command line asks for; raises UserError for anything it cannot mean.
+
+    ``measures``: whether its requests will be made here; a generator is told only what to be ready for.
+    """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for setting in fields(Config):
         _add_flag(parser, setting)
     try:
-        return Config(**vars(parser.parse_args(argv)))
+        config = Config(**vars(parser.parse_args(argv)))
+        if measures:
+            config.check_requests()
+        return config
     except argparse.ArgumentTypeError as error:
         raise UserError(str(error)) from None

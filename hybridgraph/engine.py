@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
 from hybridgraph.graphs.background import BackgroundCapture
 from hybridgraph.graphs.capture import CapturedGraph, Stopwatch, backend_for
-from hybridgraph.graphs.policy import GraphCache, rule_by_name
+from hybridgraph.graphs.policy import RULES, GraphCache
 from hybridgraph.graphs.pool import GraphPool, Plan, Progress, eagerly
 from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
 from hybridgraph.ops import dynamic_ops
@@ -49,6 +51,17 @@ class EngineOptions:
     max_graphs: int = 50
     async_capture: bool = True
     positions: int = 512
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what no engine can be made of."""
+        for name, allowed in (("forward", ("hf", "fused")), ("graphs", ("none", *RULES))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
+        for name, number in (("max_graphs", self.max_graphs), ("positions", self.positions)):
+            if number < 1:
+                raise UserError(f"{name} {number}: 1 or more")
+        if any(length < 1 for length in self.precapture):
+            raise UserError(f"precapture {min(self.precapture)}: a length is 1 or more")
 
 
 class StaticOperations:
@@ -83,7 +96,7 @@ class StaticOperations:
 
 
 class HybridEngine:
-    """Answers requests one at a time; ``answer`` is what the generator serves, ``generate`` what a user calls."""
+    """Answers requests one at a time, in one thread; ``answer`` is what the generator serves, ``generate`` a user's."""
 
     def __init__(
         self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: Progress = silent
@@ -95,6 +108,8 @@ class HybridEngine:
         self._lookahead = 1 if device.type == "cuda" else 0  # a CPU would decode before it tells the first id
         self._timer = DeviceTimer(device)
         self._ready = [_Ready(device) for _ in range(1 + self._lookahead)]
+        self._answers: WeakSet[Generator[int, None, None]] = WeakSet()
+        self._answering = self._closed = False
         self._pool: GraphPool | None = None
         self._background: BackgroundCapture | None = None
         with out_of_memory_is_users(device):
@@ -134,9 +149,15 @@ class HybridEngine:
         self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
     ) -> Generator[int, None, None]:
         """Stream the ids of one answer. Greedy unless a temperature is given; raises UserError for a bad request."""
-        request = Request(
-            prompt_ids=list(prompt_ids), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-        )
+        try:
+            request = Request(
+                prompt_ids=[index(token_id) for token_id in prompt_ids],
+                max_new_tokens=index(max_new_tokens),
+                temperature=float(temperature),
+                seed=index(seed),
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"no request: {error}") from None
         self.check(request)
         return self.answer(request)
 
@@ -149,8 +170,20 @@ class HybridEngine:
         check_request(request, self.info)
 
     def answer(self, request: Request) -> Generator[int, None, None]:
-        """Stream the ids of a checked request; closing the iterator cancels it. ``report`` is set at its end."""
-        with self.hold():
+        """Stream the ids of a checked request; closing the iterator cancels it. ``report`` is set at its end.
+
+        Raises UserError where another answer is in progress, or the engine is closed.
+        """
+        answer = self._answer(request)
+        self._answers.add(answer)
+        return answer
+
+    def _answer(self, request: Request) -> Generator[int, None, None]:
+        if self._closed:
+            raise UserError("the engine is closed")
+        if self._answering:
+            raise UserError("another answer is in progress: read it to its end, or close it")
+        with self.hold(), self._one_answer():
             self._timer.start()
             plan = self._plan(len(request.prompt_ids))  # first: a capture runs on the buffers that the request fills
             self._launch_prefill(request, plan)
@@ -172,7 +205,10 @@ class HybridEngine:
         return self._facts | (self._pool.stats() if self._pool else {})
 
     def close(self) -> None:
-        """Stop capturing and free every graph."""
+        """Cancel the answer in progress, stop capturing and free every graph."""
+        self._closed = True
+        for answer in list(self._answers):
+            answer.close()
         if self._background:
             self._background.close()
         if self._pool:
@@ -216,10 +252,20 @@ class HybridEngine:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Until it is left, nothing in the background touches the buffers, the cache and the logits."""
-        with self._lock():
+        try:
+            with self._lock():
+                yield
+        finally:
+            if self._background:
+                self._background.notify()
+
+    @contextmanager
+    def _one_answer(self) -> Iterator[None]:
+        self._answering = True
+        try:
             yield
-        if self._background:
-            self._background.notify()
+        finally:
+            self._answering = False
 
     def _lock(self) -> AbstractContextManager[Any]:
         return self._pool.lock if self._pool else nullcontext()
@@ -229,10 +275,10 @@ class HybridEngine:
 
     def _open_pool(self, options: EngineOptions, device: torch.device, progress: Progress) -> None:
         cache: GraphCache[CapturedGraph] = GraphCache(
-            rule_by_name(options.graphs), max_graphs=options.max_graphs, max_length=options.positions
+            RULES[options.graphs], max_graphs=options.max_graphs, max_length=options.positions
         )
         self._pool = GraphPool(self._static, backend_for(device), cache)
-        # The longest that fit the budget: what would be evicted before the first request is not captured at all.
+        # As many as the pool holds: what would be evicted before the first request is not captured at all.
         lengths = [length for length in sorted(set(options.precapture)) if length <= options.positions]
         lengths = lengths[: options.max_graphs]
         progress("compiling kernels", 0, 1)

@@ -51,8 +51,8 @@ def _guarded(body: Callable[[], int]) -> int:
         return 130
 
 
-def _config(description: str | None, argv: Sequence[str] | None) -> Config:
-    return parse_args(argv, description=description or "")
+def _config(description: str | None, argv: Sequence[str] | None, *, measures: bool = True) -> Config:
+    return parse_args(argv, description=description or "", measures=measures)
 
 
 def _description() -> str | None:
@@ -85,7 +85,7 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
     """Serve a case's engine on a socket until SIGTERM or Ctrl-C; returns the exit code."""
 
     def body() -> int:
-        config = _config(_description(), argv)
+        config = _config(_description(), argv, measures=False)
         case = variant(SCRIPTED[key], config.forward)
         from hybridgraph.ipc.address import listen
         from hybridgraph.server import serve as serve_engine

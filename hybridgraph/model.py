@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hybridgraph.config import DTYPES, LOAD_FORMATS
 from hybridgraph.errors import UserError
 from hybridgraph.hub import first_line, location_of, looking_up
 from hybridgraph.records import SourceInfo
@@ -70,6 +71,12 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
     Raises UserError, in one line, for a model that does not exist, is gated, does not fit the
     device, or whose files are unusable.
     """
+    if load_format not in LOAD_FORMATS:
+        raise UserError(f"load format '{load_format}': one of {', '.join(LOAD_FORMATS)}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype '{dtype}': one of {', '.join(DTYPES)}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device '{device}': this machine has {torch.cuda.device_count()} usable NVIDIA GPUs")
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if load_format == "dummy":
         module = _dummy_module(_local_config(name), torch_dtype, device, seed)

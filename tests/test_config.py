@@ -57,6 +57,11 @@ def test_flags_reach_their_fields() -> None:
         ("--ttft-iterations many", "many"),
         ("--pause-ms -1", "pause-ms -1"),
         ("--pause-ms nan", "nan"),
+        ("--output-dir=", "output-dir is empty"),
+        ("--model=", "model is empty"),
+        ("--ttft-iterations 0 --p99-iterations 0", "nothing to measure"),
+        ("--device cuda:99999999999999999999", "cuda:99"),
+        ("--max-seq-len 0", "max-seq-len 0"),
         ("--temperature 0", "temperature 0"),
         ("--temperature nan", "nan"),
         ("--max-graphs 0", "max-graphs 0"),
@@ -76,3 +81,7 @@ def test_mistakes_are_told_with_their_value(argv: str, complaint: str) -> None:
 def test_positions_grow_with_what_is_asked() -> None:
     assert Config(prompt_lengths=(600,), decode_tokens=10).positions == 640
     assert Config(prompt_lengths=(10,), max_seq_len=128).positions == 128
+
+
+def test_a_generator_is_told_what_to_be_ready_for_not_what_to_measure() -> None:
+    assert parse_args(["--max-seq-len", "64"], description="", measures=False).positions == 64

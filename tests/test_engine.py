@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from random import randint
+from typing import Any
 
 import pytest
 import torch
@@ -172,6 +173,83 @@ def test_bad_requests_are_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("graphs", ["padded", "none"])
+def test_one_answer_at_a_time(loaded: LoadedModel, random_ids: Ids, graphs: str) -> None:
+    prompt = random_ids(9, 500)
+    with open_engine(loaded, EngineOptions(ops="native", graphs=graphs, precapture=(10,))) as engine:
+        expected = list(engine.generate(prompt, 6))
+        first = engine.generate(prompt, 6)
+        got = [next(first)]
+        with pytest.raises(UserError, match="another answer is in progress"):
+            next(engine.generate(prompt[:3], 2))
+        assert got + list(first) == expected
+        assert list(engine.generate(prompt, 6)) == expected
+
+
+def test_a_closed_engine_answers_nothing(loaded: LoadedModel, random_ids: Ids) -> None:
+    with open_engine(loaded, EngineOptions(ops="native", precapture=(10, 20))) as engine:
+        engine.generate(random_ids(15, 500), 2).close()
+        list(engine.generate(random_ids(15, 500), 2))  # padded: the background captures while the next one waits
+        half_read = engine.generate(random_ids(9, 500), 6)
+        next(half_read)
+    assert list(half_read) == []
+    with pytest.raises(UserError, match="the engine is closed"):
+        next(engine.generate(random_ids(9, 500), 6))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (["1"], 2), (None, 2), ([1.5], 2), (torch.zeros(2, 2, dtype=torch.int64), 2), ([1], 2.5), ([1], None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_request_is_told_in_one_line(loaded: LoadedModel, arguments: tuple[Any, Any]) -> None:
+    with pytest.raises(UserError, match="no request") as error:
+        open_engine(loaded, CASE3).generate(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"forward": "x"}, {"graphs": "x"}, {"max_graphs": 0}, {"positions": 0}, {"precapture": (3, 0)}, {"ops": "x"}],
+    ids=str,
+)
+def test_options_that_no_engine_can_have(loaded: LoadedModel, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(options)).replace("ops", "operations 'x'")):
+        open_engine(loaded, EngineOptions(**options))
+
+
+class SlowCapture:
+    """A backend whose captures take ``seconds``."""
+
+    def __init__(self, real: object, seconds: float) -> None:
+        self._real = real
+        self._seconds = seconds
+
+    def capture(self, warm_up: Callable[[], None], run: Callable[[], None]) -> object:
+        time.sleep(self._seconds)
+        return self._real.capture(warm_up, run)  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+
+def test_a_request_takes_the_graph_that_is_being_captured_for_it(loaded: LoadedModel, random_ids: Ids) -> None:
+    options = EngineOptions(ops="native", graphs="exact", precapture=(1,), max_graphs=9)
+    with open_engine(loaded, options) as engine:
+        pool = engine._pool
+        assert pool is not None
+        pool.backend = SlowCapture(pool.backend, 0.2)  # type: ignore[assignment]
+        list(engine.generate(random_ids(10, 500), 1))  # its successors are captured next: 11 first
+        wait_until(lambda: engine.is_capturing and pool._capturing.locked())
+        prompt, expected = prompt_and_answer(loaded, random_ids, 11, 3)
+        assert greedy(LocalEngineSource(engine), prompt, 3) == expected
+        wait_until(lambda: not engine.is_capturing)
+        captured = engine.stats()
+        assert captured["captures"] == 1 + 1 + captured["graphs_held"] - 1, "decode, and each graph once"
+
+
 class OutOfMemoryOnce:
     """A backend whose first capture after ``arm`` runs out of memory, as the allocator reports it."""
 
@@ -206,6 +284,7 @@ def test_capture_out_of_memory_evicts_retries_and_serves(
         assert engine.stats()["counters"]["evicted"] >= 2
         assert engine.stats()["counters"]["failed"] == failures
         assert answer == list(engine.generate(other, 4))
+        assert engine.stats()["counters"]["failed"] == failures, "what failed is not tried again at the others' cost"
         assert list(engine.generate(prompt, 4)) == expected
 
 

@@ -540,6 +540,14 @@ def test_no_generator_is_one_line_that_says_how_to_start_one(tmp_path: Path) -> 
     assert str(failure.value) == f"no generator at {path}: start one with: python {SCRIPT} --socket {path}"
 
 
+def test_what_is_no_socket_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(UserError, match="a file is no socket: start a generator at another path"):
+        GeneratorClient.connect(tmp_path / "a file", script=SCRIPT)
+    with pytest.raises(UserError, match=f"python {SCRIPT} --socket '{tmp_path}/no where'$"):
+        GeneratorClient.connect(tmp_path / "no where", script=SCRIPT)
+
+
 def test_a_second_generator_on_the_same_path_is_refused(served: Path) -> None:
     second = Toy(served)
     output, log = second.process.communicate(timeout=5)

@@ -114,9 +114,7 @@ class PaddedRule:
         return all(self.choose(length, others) is not None for length in hardest)
 
 
-def rule_by_name(name: str) -> Rule:
-    rules: dict[str, Rule] = {"exact": ExactRule(), "padded": PaddedRule()}
-    return rules[name]
+RULES: dict[str, Rule] = {rule.name: rule for rule in (ExactRule(), PaddedRule())}
 
 
 @dataclass
@@ -219,6 +217,7 @@ class GraphCache(Generic[Graph]):
     def next_wanted(self) -> int | None:
         """The length to capture next, taken off the list; None where nothing is worth its place in the pool."""
         if len(self._graphs) >= self._max_graphs and self._first_redundant() is None:
+            self._wanted.clear()  # what is wished for again may find another pool
             return None
         while self._wanted:
             length, _ = self._wanted.popitem(last=True)

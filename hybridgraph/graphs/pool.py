@@ -57,6 +57,15 @@ def eagerly(static: Capturable, length: int) -> Plan:
     return Plan(length, "eager", lambda: static.run_prefill(length), room=length)
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph that is not in the pool yet, and what it cost so far."""
+
+    graph: CapturedGraph
+    cost: dict[str, Any]
+    uploaded: bool
+
+
 class GraphPool:
     """Prefill graphs under a budget and one decode graph.
 
@@ -71,6 +80,8 @@ class GraphPool:
         self.num_captures = 0
         self._static = static
         self._capturing = threading.Lock()  # one capture at a time in a process
+        self._finished: dict[int, _Recorded] = {}  # in the background, and on their way into the pool
+        self._hopeless: set[int] = set()  # lengths whose capture failed: to try again would cost the others theirs
         self._decode: CapturedGraph | None = None
 
     def precapture(self, lengths: Iterable[int], progress: Progress) -> None:
@@ -106,12 +117,13 @@ class GraphPool:
 
     def capture_in_background(self, length: int) -> None:
         """Capture while requests are served; the lock is held for the exchange alone, where the driver uploads."""
-        graph, cost = self._record(length, rehearse=True)
-        uploaded = graph.upload()
+        with self._capturing:
+            graph, cost = self._record(length, rehearse=True)
+            self._finished[length] = _Recorded(graph, cost, uploaded=graph.upload())
         with self.lock:
-            if not uploaded:
-                self._first_replays(graph, cost)
-            evicted = self._insert(length, graph, cost)
+            if (recorded := self._finished.pop(length, None)) is None:
+                return  # a request has waited for it, and put it into the pool
+            evicted = self._insert(length, recorded)
             self.cache.counters.background += 1
         for old in evicted:  # out of the pool, so that no request waits for their destruction
             old.free()
@@ -129,6 +141,7 @@ class GraphPool:
             }
 
     def close(self) -> None:
+        """Free every graph; nothing may be captured in the background any more."""
         with self.lock:
             for graph in self.cache.clear() + ([self._decode] if self._decode else []):
                 graph.free()
@@ -142,6 +155,8 @@ class GraphPool:
 
     def _capture_or_make_room(self, length: int) -> bool:
         """Capture; out of memory, give up the oldest half of the pool and try once more. False: serve eagerly."""
+        if length in self._hopeless:
+            return False
         for attempt in range(2):
             try:
                 self._add(length)
@@ -154,7 +169,8 @@ class GraphPool:
             except RuntimeError as error:
                 self.cache.counters.failed += 1
                 print(f"capture of length {length} failed: {error}", file=sys.stderr, flush=True)
-                return False
+                break
+        self._hopeless.add(length)
         return False
 
     def _park(self) -> None:
@@ -163,9 +179,10 @@ class GraphPool:
 
     def _add(self, length: int) -> None:
         self._park()
-        graph, cost = self._record(length, rehearse=False)
-        self._first_replays(graph, cost)
-        for old in self._insert(length, graph, cost):
+        with self._capturing:
+            if (recorded := self._finished.pop(length, None)) is None:
+                recorded = _Recorded(*self._record(length, rehearse=False), uploaded=False)
+        for old in self._insert(length, recorded):
             old.free()
 
     def _record(self, length: int, *, rehearse: bool) -> tuple[CapturedGraph, dict[str, Any]]:
@@ -174,7 +191,8 @@ class GraphPool:
         return self._timed_capture(lambda: warm_up(length), lambda: self._static.run_prefill(length))
 
     def _capture_decode(self) -> CapturedGraph:
-        graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode)
+        with self._capturing:
+            graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode)
         self._first_replays(graph, cost)
         self._note(DECODE, cost)
         return graph
@@ -190,12 +208,11 @@ class GraphPool:
             self.backend.synchronize()
             cost["warmup_ms"] = watch.lap_ms()
 
-        with self._capturing:
-            watch = Stopwatch()
-            pool_before, driver_before = self.backend.memory_mib()
-            graph = self.backend.capture(timed_warm_up, run)
-            cost["capture_ms"] = watch.lap_ms()
-            pool_after, driver_after = self.backend.memory_mib()
+        watch = Stopwatch()
+        pool_before, driver_before = self.backend.memory_mib()
+        graph = self.backend.capture(timed_warm_up, run)
+        cost["capture_ms"] = watch.lap_ms()
+        pool_after, driver_after = self.backend.memory_mib()
         cost["pool_mib"], cost["driver_mib"] = pool_after - pool_before, driver_after - driver_before
         cost["num_nodes"] = graph.num_nodes
         return graph, cost
@@ -209,10 +226,12 @@ class GraphPool:
             self.backend.synchronize()
             cost[name] = watch.lap_ms()
 
-    def _insert(self, length: int, graph: CapturedGraph, cost: dict[str, Any]) -> list[CapturedGraph]:
-        """Put a graph into the pool; returns those that have left it, for the caller to free."""
-        self._note(length, cost)
-        return self.cache.insert(length, graph, int(max(0.0, cost["driver_mib"]) * MIB))
+    def _insert(self, length: int, recorded: _Recorded) -> list[CapturedGraph]:
+        """Put a graph into the pool, with the lock held; returns those that have left it, for the caller to free."""
+        if not recorded.uploaded:
+            self._first_replays(recorded.graph, recorded.cost)
+        self._note(length, recorded.cost)
+        return self.cache.insert(length, recorded.graph, int(max(0.0, recorded.cost["driver_mib"]) * MIB))
 
     def _note(self, length: int, cost: dict[str, Any]) -> None:
         self.costs[length] = CaptureCost(**cost)

