@@ -12,7 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KVCache:
-    """One static key-value cache, owned by the engine; a forward writes and reads it in place."""
+    """One static key-value cache, owned by the engine; a forward writes and reads it in place.
+
+    What an earlier request left behind the current one's positions is hidden, not cleared. Where it holds no numbers
+    (a prompt overflowed half precision), a forward that multiplies the whole cache by zeros there gives none either;
+    the Triton kernels do not read it.
+    """
 
     keys: Tensor  # [layers, kv_heads, positions, head_dim]
     values: Tensor  # [layers, kv_heads, positions, head_dim]

@@ -64,7 +64,10 @@ class Generate(Message, tag="generate"):
 
 
 class Cancel(Message, tag="cancel"):
-    """Stop a request that waits or is being answered; it ends in Failed("cancelled"). Unknown ids are ignored."""
+    """Stop a request that waits or is being answered; it ends in Failed("cancelled"). Unknown ids are ignored.
+
+    Of a Share it is the end, and no failure: there is no reply.
+    """
 
     request: int
 
