@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -76,9 +76,16 @@ def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
 
 
 def set_all_aside(directory: Path) -> Path | None:
-    """Move what earlier runs of any case left to ``previous/TIME/``: a case that fails now must not keep old rows."""
-    cases = [ResultFiles(directory, case.name).path(suffix) for case in (*CASES, *PEERS) for suffix in SUFFIXES]
-    return _move_to_previous(directory, [*cases, directory / ENVIRONMENT, *directory.glob("final_*")])
+    """Move what earlier runs of any case left to ``previous/TIME/``: a case that fails now must not keep old rows.
+
+    Raises UserError where one of them still writes there.
+    """
+    cases = [ResultFiles(directory, case.name) for case in (*CASES, *PEERS)]
+    with ExitStack() as held:
+        for files in cases:
+            held.enter_context(files.held())
+        paths = [files.path(suffix) for files in cases for suffix in SUFFIXES]
+        return _move_to_previous(directory, [*paths, directory / ENVIRONMENT, *directory.glob("final_*")])
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
         if any(missing_lengths(writer, phase, count, config) for phase, count in phases(config)):
             loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
             measure_missing(loop, source, config, case, writer)
+        writer.write_summaries()
         return writer
 
 

@@ -122,7 +122,9 @@ def test_an_interrupted_run_keeps_its_rows_and_resumes(tmp_path: Path) -> None:
     assert [row["mean_ms"] for row in after] == [row["mean_ms"] for row in before]
     assert {sample.run_id for sample in results.samples} == {results.identity.run_id} == {before[0]["run_id"]}
     again = CountingSource()
+    (tmp_path / "case1_baseline_p99.csv").unlink()
     measure(again, config(tmp_path, resume=True), CASE1)
+    assert len(rows(tmp_path / "case1_baseline_p99.csv")) == 2, "what follows from the samples is made again"
     assert again.requests == []
     case = json.loads((tmp_path / "environment.json").read_text())["cases"]["case1_baseline"]
     assert case["stats"] == {"requests": 10}, "whoever had nothing to do leaves what is known alone"
@@ -214,6 +216,7 @@ def test_two_runs_of_a_case_do_not_write_to_one_directory(tmp_path: Path) -> Non
             with pytest.raises(UserError, match="another run of case1_baseline is writing to"):
                 attempt()
         measure(CountingSource(), config(tmp_path), CASE4)
+        assert main(["new-run", "--output-dir", str(tmp_path)]) == 2
     measure(CountingSource(), config(tmp_path), CASE1)
 
 
