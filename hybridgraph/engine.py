@@ -156,7 +156,7 @@ class HybridEngine:
                 temperature=float(temperature),
                 seed=index(seed),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"no request: {error}") from None
         self.check(request)
         return self.answer(request)

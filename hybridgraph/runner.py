@@ -47,6 +47,8 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
         if any(missing_lengths(writer, phase, count, config) for phase, count in phases(config)):
             loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
             measure_missing(loop, source, config, case, writer)
+        elif known := known_of_run(config.output_path, case.name, writer.identity.run_id):
+            update_environment(config.output_path, "cases", case.name, known)  # no attempt that failed is the last one
         writer.write_summaries()
         return writer
 

@@ -97,6 +97,15 @@ def test_rows_of_another_machine_are_left_out_and_named(tmp_path: Path, capsys: 
     assert told.split("left out")[0] and "left out" in (tmp_path / "final_report.md").read_text()
 
 
+def test_a_case_is_not_left_out_for_another_ones_file(tmp_path: Path) -> None:
+    write(tmp_path, CASE4_FUSED, {10: 5.0}, dtype="bfloat16")
+    write(tmp_path, CASE1, {10: 20.0}, started="2026-02-02T00:00:00+00:00")
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert "JIT+CUDA: empty, not run (run_case4_benchmark.sh)" in report
+    assert "JIT+CUDA fused: empty, left out, as told below" in report
+
+
 def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, CASE1, {10: 20.0}, commit="aaaa")
     write(tmp_path, CASE4, {10: 5.0}, commit="bbbb", ops="inductor")

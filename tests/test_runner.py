@@ -128,6 +128,9 @@ def test_an_interrupted_run_keeps_its_rows_and_resumes(tmp_path: Path) -> None:
     assert again.requests == []
     case = json.loads((tmp_path / "environment.json").read_text())["cases"]["case1_baseline"]
     assert case["stats"] == {"requests": 10}, "whoever had nothing to do leaves what is known alone"
+    record_not_run(tmp_path, CASE1.name, "refused")
+    measure(again, config(tmp_path, resume=True), CASE1)
+    assert json.loads((tmp_path / "environment.json").read_text())["not_run"] == {}
 
 
 def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Results:
         return rows is not None and bool((rows["graph_backend"] == "emulated").any())
 
     def why_missing(self, case: Case) -> str:
-        if any(sentence.startswith(f"{case.name}_") for sentence in self.left_out):
+        if any(sentence.startswith(tuple(f"{case.name}_{kind}.csv" for kind in KINDS)) for sentence in self.left_out):
             return "left out, as told below"
         reasons: dict[str, str] = self.environment.get("not_run", {})
         return reasons.get(case.name, f"not run ({case.script})")
