@@ -13,8 +13,9 @@ the last id is read.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
 from typing import Any
 from weakref import WeakSet
@@ -24,8 +25,7 @@ from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.errors import UserError
-from hybridgraph.forward import Forward
-from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
+from hybridgraph.forward.bound import StaticOperations, open_forward
 from hybridgraph.graphs.background import BackgroundCapture
 from hybridgraph.graphs.capture import CapturedGraph, Stopwatch, backend_for
 from hybridgraph.graphs.policy import RULES, GraphCache
@@ -33,7 +33,7 @@ from hybridgraph.graphs.pool import GraphPool, Plan, Progress, eagerly
 from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
 from hybridgraph.ops import dynamic_ops
 from hybridgraph.records import Report, Request, SourceInfo, check_request
-from hybridgraph.timing import DeviceTimer
+from hybridgraph.timing import DeviceMark, DeviceTimer
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -64,37 +64,6 @@ class EngineOptions:
             raise UserError(f"precapture {min(self.precapture)}: a length is 1 or more")
 
 
-class StaticOperations:
-    """A forward bound to the engine's buffers: what graphs capture."""
-
-    def __init__(self, forward: Forward, buffers: StaticBuffers, positions: int) -> None:
-        self.chunks = forward.chunks
-        self._forward = forward
-        self._buffers = buffers
-        self._cache = forward.allocate_cache(positions)
-
-    def prepare(self, lengths: Sequence[int]) -> None:
-        self._forward.prepare(lengths)
-
-    def run_prefill(self, length: int) -> None:
-        buffers = self._buffers
-        self._forward.prefill(buffers.ids, length, buffers.start, buffers.last, self._cache, buffers.logits)
-
-    def run_decode(self) -> None:
-        buffers = self._buffers
-        self._forward.decode(buffers.token, buffers.position, self._cache, buffers.logits)
-
-    def point_at(self, start: int, last: int) -> None:
-        self._buffers.start.fill_(start)
-        self._buffers.last.fill_(last)
-
-    def rehearse_prefill(self, length: int) -> None:
-        """Prefill on ids, cache and logits of its own: background warm-up must not touch a live request's."""
-        ids, first = torch.zeros_like(self._buffers.ids[:length]), torch.zeros_like(self._buffers.start)
-        logits = torch.empty_like(self._buffers.logits)
-        self._forward.prefill(ids, length, first, first, self._forward.allocate_cache(length), logits)
-
-
 class HybridEngine:
     """Answers requests one at a time, in one thread; ``answer`` is what the generator serves, ``generate`` a user's."""
 
@@ -107,7 +76,7 @@ class HybridEngine:
         self._ops = dynamic_ops(options.ops)
         self._lookahead = 1 if device.type == "cuda" else 0  # a CPU would decode before it tells the first id
         self._timer = DeviceTimer(device)
-        self._ready = [_Ready(device) for _ in range(1 + self._lookahead)]
+        self._ready = [DeviceMark(device) for _ in range(1 + self._lookahead)]
         self._answers: WeakSet[Generator[int, None, None]] = WeakSet()
         self._answering = self._closed = False
         self._pool: GraphPool | None = None
@@ -116,10 +85,12 @@ class HybridEngine:
             self._buffers = StaticBuffers(
                 positions=options.positions, vocab_size=loaded.vocab_size, dtype=loaded.dtype, device=device
             )
-            forward = _forward(loaded, options)
+            forward = open_forward(
+                loaded.module, options.forward, options.positions, capturable=options.graphs != "none"
+            )
             self._static = StaticOperations(forward, self._buffers, options.positions)
         progress("compiling dynamic operations", 0, 1)
-        self._compile_ops()
+        self._ops.compile(self._buffers)
         self._facts: dict[str, Any] = {"kernels": forward.kernels, "ops_compile_ms": watch.lap_ms()}
         if options.graphs != "none":
             self._open_pool(options, device, progress)
@@ -142,7 +113,11 @@ class HybridEngine:
         **options: Any,
     ) -> HybridEngine:
         """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
-        loaded = load_model(model, load_format=load_format, dtype=dtype, device=torch.device(device), seed=seed)
+        try:
+            where = torch.device(device)
+        except RuntimeError:
+            raise UserError(f"device '{device}': one of cpu, cuda, cuda:N") from None
+        loaded = load_model(model, load_format=load_format, dtype=dtype, device=where, seed=seed)
         return cls(loaded, EngineOptions(**options), loaded.info(), progress)
 
     def generate(
@@ -179,8 +154,6 @@ class HybridEngine:
         return answer
 
     def _answer(self, request: Request) -> Generator[int, None, None]:
-        if self._closed:
-            raise UserError("the engine is closed")
         if self._answering:
             raise UserError("another answer is in progress: read it to its end, or close it")
         with self.hold(), self._one_answer():
@@ -205,10 +178,11 @@ class HybridEngine:
         return self._facts | (self._pool.stats() if self._pool else {})
 
     def close(self) -> None:
-        """Cancel the answer in progress, stop capturing and free every graph."""
+        """Cancel the answer in progress, stop capturing and free every graph; what is asked for later is refused."""
         self._closed = True
         for answer in list(self._answers):
-            answer.close()
+            if getgeneratorstate(answer) == GEN_SUSPENDED:  # one that nobody has begun to read will say why it ends
+                answer.close()
         if self._background:
             self._background.close()
         if self._pool:
@@ -229,11 +203,11 @@ class HybridEngine:
         """Run a prompt of ``length`` that already lies in ``ids``; logits are in place when this returns.
 
         The captured length may be larger: what lies behind the prompt is padding, whatever it is. Raises UserError
-        for a length that the buffers cannot hold.
+        for a length that the buffers cannot hold, or where the engine is closed.
         """
         if not 1 <= length <= self._buffers.positions:
             raise UserError(f"a prompt of {length} ids: from 1 to {self._buffers.positions}")
-        with self._lock():
+        with self._turn():
             self._timer.start()
             plan = self._plan(length)
             self._static.point_at(0, length - 1)  # a capture, here or in the background, points elsewhere
@@ -244,7 +218,7 @@ class HybridEngine:
 
     def replay_decode(self) -> None:
         """Run the token that already lies in ``token`` at ``position``; logits are in place when this returns."""
-        with self._lock():
+        with self._turn():
             self._run_decode()
             self._ready_at(0).mark()
             self._ready_at(0).wait()
@@ -253,7 +227,7 @@ class HybridEngine:
     def hold(self) -> Iterator[None]:
         """Until it is left, nothing in the background touches the buffers, the cache and the logits."""
         try:
-            with self._lock():
+            with self._turn():
                 yield
         finally:
             if self._background:
@@ -267,10 +241,14 @@ class HybridEngine:
         finally:
             self._answering = False
 
-    def _lock(self) -> AbstractContextManager[Any]:
-        return self._pool.lock if self._pool else nullcontext()
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._closed:
+            raise UserError("the engine is closed")
+        with self._pool.turn.of_requests() if self._pool else nullcontext():
+            yield
 
-    def _ready_at(self, step: int) -> _Ready:
+    def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]
 
     def _open_pool(self, options: EngineOptions, device: torch.device, progress: Progress) -> None:
@@ -286,15 +264,6 @@ class HybridEngine:
         self._pool.precapture(lengths, progress)
         if options.async_capture:
             self._background = BackgroundCapture(self._pool)
-
-    def _compile_ops(self) -> None:
-        """Run every dynamic operation, at each kind of length that compilers specialize for."""
-        for num_ids, room in ((1, 1), (1, 2), (2, 3), (3, 3), (3, 8), (8, 8)):
-            if room <= self._buffers.positions:
-                self._ops.place(Request(prompt_ids=[0] * num_ids), room, self._buffers)
-        for _ in range(3):  # TorchScript optimizes after it has seen two runs
-            for temperature in (0.7, 0.0):
-                self._ops.choose(Request(prompt_ids=[0], temperature=temperature), 0, self._buffers)
 
     def _plan(self, length: int) -> Plan:
         return self._pool.plan(length) if self._pool else eagerly(self._static, length)
@@ -327,28 +296,3 @@ class HybridEngine:
         """Sample the ``step``-th id into the decode input, and on to the host; the host does not wait for it here."""
         self._ops.choose(request, step, self._buffers)
         self._ready_at(step).mark()
-
-
-class _Ready:
-    """A mark behind what has been launched, and the wait for it; without a device, launched is done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
-
-    def mark(self) -> None:
-        if self._event:
-            self._event.record()
-
-    def wait(self) -> None:
-        if self._event:
-            self._event.synchronize()
-
-
-def _forward(loaded: LoadedModel, options: EngineOptions) -> Forward:
-    if options.forward == "fused":
-        from hybridgraph.forward.fused import FusedForward
-
-        return FusedForward(loaded.module)
-    if options.graphs == "none":
-        return EagerHFForward(loaded.module)
-    return StaticHFForward(loaded.module, options.positions)

@@ -1,4 +1,4 @@
-"""Device time by CUDA events, read only after the answer is out."""
+"""Points in a device's work, by CUDA events: the time between two, and the wait for one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import torch
 
 
 class DeviceTimer:
-    """Time on a device between two points of its current stream; without a device there is none to tell."""
+    """Time on a device between two points of its current stream, to be read when the answer is out.
+
+    Without a device there is none to tell.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) if device.type == "cuda" else None
@@ -25,3 +28,18 @@ class DeviceTimer:
             return None
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1]))
+
+
+class DeviceMark:
+    """A mark behind what has been launched, and the wait for it; without a device, launched is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+
+    def mark(self) -> None:
+        if self._event:
+            self._event.record()
+
+    def wait(self) -> None:
+        if self._event:
+            self._event.synchronize()

@@ -131,12 +131,12 @@ def test_decode_stays_identical_while_the_background_captures(loaded: LoadedMode
 
 
 def test_stats_are_of_one_moment(loaded: LoadedModel) -> None:
-    """What the background adds to the pool, it adds with the lock held: counting waits for that."""
+    """What the background adds to the pool, it adds in its turn: counting waits for that."""
     with open_engine(loaded, EngineOptions(ops="native", async_capture=False, precapture=(10,))) as engine:
         assert engine._pool is not None
         told: list[dict[str, object]] = []
         asking = threading.Thread(target=lambda: told.append(engine.stats()))
-        with engine._pool.lock:
+        with engine._pool.turn.of_captures():
             asking.start()
             asking.join(0.2)
             assert asking.is_alive()
@@ -192,9 +192,40 @@ def test_a_closed_engine_answers_nothing(loaded: LoadedModel, random_ids: Ids) -
         list(engine.generate(random_ids(15, 500), 2))  # padded: the background captures while the next one waits
         half_read = engine.generate(random_ids(9, 500), 6)
         next(half_read)
+        never_read = engine.generate(random_ids(9, 500), 6)
     assert list(half_read) == []
-    with pytest.raises(UserError, match="the engine is closed"):
-        next(engine.generate(random_ids(9, 500), 6))
+    assert not engine.is_capturing
+    for ask in (
+        lambda: next(never_read),
+        lambda: next(engine.generate(random_ids(9, 500), 6)),
+        lambda: engine.replay_prefill(9),
+        engine.replay_decode,
+    ):
+        with pytest.raises(UserError, match="the engine is closed"):
+            ask()
+
+
+def test_a_half_read_answer_may_end_on_any_thread(loaded: LoadedModel, random_ids: Ids) -> None:
+    """As Python's collector ends one that was dropped: on the thread that it happens to run in."""
+    with open_engine(loaded, EngineOptions(ops="native", precapture=(10, 20))) as engine:
+        half_read = [engine.generate(random_ids(9, 500), 6)]
+        next(half_read[0])
+        elsewhere = threading.Thread(target=half_read.clear)
+        elsewhere.start()
+        elsewhere.join()
+        list(engine.generate(random_ids(15, 500), 2))
+        wait_until(lambda: engine.stats()["counters"]["background"] == 2)
+
+
+def test_what_fails_in_the_background_is_not_tried_again(loaded: LoadedModel, random_ids: Ids) -> None:
+    with open_engine(loaded, EngineOptions(ops="native", precapture=(10, 20))) as engine:
+        assert engine._pool is not None
+        engine._pool.backend = OutOfMemoryOnce(engine._pool.backend, 1)  # type: ignore[assignment]
+        prompt, expected = prompt_and_answer(loaded, random_ids, 15, 4)
+        for _ in range(3):
+            assert greedy(LocalEngineSource(engine), prompt, 4) == expected
+            wait_until(lambda: not engine.is_capturing)
+        assert engine.stats()["counters"] | {"padded": 3, "failed": 1, "background": 0} == engine.stats()["counters"]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_a_padded_length_is_worth_an_exact_graph() -> None:
     assert [cache.next_wanted(), cache.next_wanted()] == [95, None]
 
 
+def test_what_was_given_up_is_not_wished_for_again() -> None:
+    cache = filled(PaddedRule(), [100])
+    cache.served(95, 100, "padded")
+    cache.give_up(95)
+    cache.served(95, 100, "padded")
+    assert cache.next_wanted() is None
+
+
 def test_least_recently_used_leaves_first() -> None:
     cache = filled(ExactRule(), [1, 2, 3], max_graphs=3)
     cache.look_up(1)

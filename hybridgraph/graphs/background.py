@@ -40,24 +40,20 @@ class BackgroundCapture:
         self._stopping = True
         self._work.set()
         self._thread.join()
+        self._work.clear()
 
     def _run(self) -> None:
         while not self._stopping:
             self._work.wait()
             self._working = True
             self._work.clear()
-            while not self._stopping and (length := self._next_wanted()) is not None:
+            while not self._stopping and (length := self._pool.next_wanted()) is not None:
                 self._capture(length)
             self._working = False
-
-    def _next_wanted(self) -> int | None:
-        with self._pool.lock:
-            return self._pool.cache.next_wanted()
 
     def _capture(self, length: int) -> None:
         try:
             self._pool.capture_in_background(length)
         except Exception as error:
-            with self._pool.lock:
-                self._pool.cache.counters.failed += 1
+            self._pool.give_up(length)
             print(f"background capture of length {length} failed: {error}", file=sys.stderr, flush=True)

@@ -137,7 +137,7 @@ class GraphCache(Generic[Graph]):
     The least recently used graph leaves first, among those that others can stand in for: an exact
     graph made in the background must not cost another length the only graph it could be padded to.
 
-    Not thread-safe by itself: the engine's lock guards it, because freeing a graph must wait for its replay anyway.
+    Not thread-safe by itself: the pool's turn guards it, because freeing a graph must wait for its replay anyway.
     """
 
     def __init__(self, rule: Rule, *, max_graphs: int, max_length: int, max_bytes: int | None = None) -> None:
@@ -149,6 +149,7 @@ class GraphCache(Generic[Graph]):
         self._graphs: OrderedDict[int, Graph] = OrderedDict()
         self._bytes: dict[int, int] = {}
         self._wanted: OrderedDict[int, None] = OrderedDict()
+        self._given_up: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -182,11 +183,16 @@ class GraphCache(Generic[Graph]):
         """Count an answer, and remember what it makes worth capturing (the latest wish is granted first)."""
         setattr(self.counters, path, getattr(self.counters, path) + 1)
         for wish in reversed(self.rule.worth_capturing(length, key)):
-            if wish <= self._max_length and wish not in self._graphs:
+            if wish <= self._max_length and wish not in self._graphs and wish not in self._given_up:
                 self._wanted[wish] = None
                 self._wanted.move_to_end(wish)
         while len(self._wanted) > RECENT_LENGTHS:
             self._wanted.popitem(last=False)
+
+    def give_up(self, length: int) -> None:
+        """Never wish for ``length`` again: its capture failed, and the next attempt would cost as much."""
+        self._given_up.add(length)
+        self._wanted.pop(length, None)
 
     def insert(self, length: int, graph: Graph, num_bytes: int = 0) -> list[Graph]:
         """Add a graph as the most recently used one; returns those that had to leave, for the caller to free."""

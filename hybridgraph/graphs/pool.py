@@ -13,6 +13,7 @@ import torch
 
 from hybridgraph.graphs.capture import MIB, CaptureCost, CapturedGraph, GraphBackend, Stopwatch
 from hybridgraph.graphs.policy import GraphCache, Piece
+from hybridgraph.graphs.turn import Turn
 from hybridgraph.records import GraphPath
 
 Progress = Callable[[str, int, int], None]
@@ -69,11 +70,11 @@ class _Recorded:
 class GraphPool:
     """Prefill graphs under a budget and one decode graph.
 
-    ``lock`` is held by whoever replays, changes the pool, or counts what is in it.
+    ``turn`` is taken by whoever replays, changes the pool, or counts what is in it.
     """
 
     def __init__(self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph]) -> None:
-        self.lock = threading.RLock()
+        self.turn = Turn()
         self.backend = backend
         self.cache = cache
         self.costs: dict[int, CaptureCost] = {}
@@ -94,7 +95,7 @@ class GraphPool:
             progress("capturing graphs", number + 1, len(wanted) + 1)
 
     def plan(self, length: int) -> Plan:
-        """How a prompt of ``length`` will run; its graph is captured now if it has to be. Lock held until it ran."""
+        """How a prompt of ``length`` will run; its graph is captured now if it has to be. Turn held until it ran."""
         if (found := self.cache.look_up(length)) is not None:
             key, graph = found
             return Plan(key, "exact" if key == length else "padded", graph.replay, room=key)
@@ -116,11 +117,11 @@ class GraphPool:
             self._static.run_decode()
 
     def capture_in_background(self, length: int) -> None:
-        """Capture while requests are served; the lock is held for the exchange alone, where the driver uploads."""
+        """Capture while requests are served; the turn is taken for the exchange alone, where the driver uploads."""
         with self._capturing:
             graph, cost = self._record(length, rehearse=True)
             self._finished[length] = _Recorded(graph, cost, uploaded=graph.upload())
-        with self.lock:
+        with self.turn.of_captures():
             if (recorded := self._finished.pop(length, None)) is None:
                 return  # a request has waited for it, and put it into the pool
             evicted = self._insert(length, recorded)
@@ -128,9 +129,20 @@ class GraphPool:
         for old in evicted:  # out of the pool, so that no request waits for their destruction
             old.free()
 
+    def next_wanted(self) -> int | None:
+        """The length to capture next in the background, or None."""
+        with self.turn.of_captures():
+            return self.cache.next_wanted()
+
+    def give_up(self, length: int) -> None:
+        """Its capture in the background failed: a request may still try, but nothing is captured behind it again."""
+        with self.turn.of_captures():
+            self.cache.counters.failed += 1
+            self.cache.give_up(length)
+
     def stats(self) -> dict[str, Any]:
         """Counters, each graph's cost, and when a graph has paid for itself."""
-        with self.lock:
+        with self.turn.of_requests():
             costs = {str(length): asdict(cost) for length, cost in sorted(self.costs.items())}
             return {
                 "counters": self.cache.snapshot(),
@@ -142,7 +154,7 @@ class GraphPool:
 
     def close(self) -> None:
         """Free every graph; nothing may be captured in the background any more."""
-        with self.lock:
+        with self.turn.of_requests():
             for graph in self.cache.clear() + ([self._decode] if self._decode else []):
                 graph.free()
             self._decode = None
@@ -218,7 +230,7 @@ class GraphPool:
         return graph, cost
 
     def _first_replays(self, graph: CapturedGraph, cost: dict[str, Any]) -> None:
-        """Pay for the upload, and time a replay: with the lock held, because they run on the live buffers."""
+        """Pay for the upload, and time a replay: with the turn held, because they run on the live buffers."""
         self._park()
         watch = Stopwatch()
         for name in ("first_replay_ms", "replay_ms"):
@@ -227,7 +239,7 @@ class GraphPool:
             cost[name] = watch.lap_ms()
 
     def _insert(self, length: int, recorded: _Recorded) -> list[CapturedGraph]:
-        """Put a graph into the pool, with the lock held; returns those that have left it, for the caller to free."""
+        """Put a graph into the pool, with the turn held; returns those that have left it, for the caller to free."""
         if not recorded.uploaded:
             self._first_replays(recorded.graph, recorded.cost)
         self._note(length, recorded.cost)
