@@ -12,8 +12,9 @@ about="Measures every case of the study on this machine, then prints the tables.
 
 take_flag --with-tensorrt-llm "$@"
 find_python
-check_flags "$about" "${FLAGS[@]}"
+WITHOUT="forward socket" check_flags "$about" "${FLAGS[@]}"
 set_up user
+hold_output_directory
 
 trap 'stop_case 130' INT
 trap 'stop_case 143' TERM

@@ -189,14 +189,18 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
     parser.add_argument(flag, dest=setting.name, default=setting.default, **arguments)
 
 
-def parse_args(argv: Sequence[str] | None, *, description: str, measures: bool = True) -> Config:
+def parse_args(
+    argv: Sequence[str] | None, *, description: str, measures: bool = True, without: Sequence[str] = ()
+) -> Config:
     """The configuration that a command line asks for; raises UserError for anything it cannot mean.
 
     ``measures``: whether its requests will be made here; a generator is told only what to be ready for.
+    ``without``: the settings that are not its user's to choose.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for setting in fields(Config):
-        _add_flag(parser, setting)
+        if setting.name not in without:
+            _add_flag(parser, setting)
     try:
         config = Config(**vars(parser.parse_args(argv)))
         if measures:

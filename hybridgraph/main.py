@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, Case, variant
 from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import AlreadyTold, UserError
+from hybridgraph.output import OutputLost, printing
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.results import ResultFiles, record_not_run, set_all_aside
 from hybridgraph.signals import end_with_parent, stop_signals_raise
@@ -104,10 +105,15 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
                 return open_engine(config, case, background=background, progress=both)
 
         with listen(Path(config.socket) if config.socket else None) as listener:
-            print(f"listening {listener.path}", flush=True)
-            return serve_engine(listener, open_with_progress, on_ready=lambda: print("ready", flush=True))
+            _announce(f"listening {listener.path}")
+            return serve_engine(listener, open_with_progress, on_ready=lambda: _announce("ready"))
 
     return _guarded(body)
+
+
+def _announce(state: str) -> None:
+    with printing():
+        print(state)
 
 
 def run_client(key: str, argv: Sequence[str] | None = None) -> int:
@@ -131,6 +137,8 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
     def body() -> int:
         config = _config(None, argv)
         case = variant(SCRIPTED[key], config.forward)
+        from hybridgraph.ipc.address import require_short
+
         if config.socket is not None:
             raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
         with (
@@ -139,6 +147,7 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
             tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory,
         ):
             path = Path(directory) / "socket"
+            require_short(path)
             say(f"starting {GENERATORS[key]}")
             with _generator(GENERATORS[key], [*argv, "--socket", str(path)]):
                 _measure_generator(path, config, case, GENERATORS[key])
@@ -175,7 +184,8 @@ def _measure(source: TokenSource, config: Config, case: Case) -> None:
 
         prompts = text_prompts(config, source.info.model)
     results = measure(source, config, case, prompts)
-    print_summary(case, results, source.stats(), as_json=config.json)
+    with printing():
+        print_summary(case, results, source.stats(), as_json=config.json)
 
 
 def _measure_generator(path: Path, config: Config, case: Case, script: str) -> None:
@@ -210,7 +220,9 @@ def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
         try:
             assert process.stdout is not None
             if not process.stdout.readline().startswith("listening"):
-                raise UserError(f"the generator {script} ended before it listened (exit code {process.wait()})")
+                code = process.wait()
+                ended = AlreadyTold if code == 2 else UserError
+                raise ended(f"the generator {script} ended before it listened (exit code {code})")
             yield
         except RequestFailed as failure:
             if failure.kind != "start":
@@ -238,6 +250,8 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
 
             read_text(config.prompt_file)
         yield
+    except OutputLost:
+        raise  # the case ran, and its rows are on disk
     except UserError as error:
         with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
             record_not_run(config.output_path, case.name, str(error))

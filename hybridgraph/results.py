@@ -11,7 +11,6 @@ import csv
 import fcntl
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -32,12 +31,10 @@ from hybridgraph.records import (
     Sample,
     SourceInfo,
 )
-from hybridgraph.roofline import decode_bytes, decode_floor_ms, prefill_floor_ms, sustained_floor_ms
-from hybridgraph.stats import mean, percentile, spread
+from hybridgraph.rows import Row, decode_row, known, p99_row, ttft_row
 
 ENVIRONMENT = "environment.json"
 SUFFIXES = ("_ttft.csv", "_p99.csv", "_decode.csv", "_samples.jsonl")
-Row = dict[str, Any]
 
 
 @contextmanager
@@ -138,10 +135,10 @@ class ResultFiles:
 def _sample(fields: dict[str, Any], run_id: str) -> Sample:
     """A line of a samples file; raises TypeError or ValueError for anything else."""
     sample = Sample(**fields)
-    times = [sample.ttft_ms, *sample.itl_ms, *_known((sample.device_ms, sample.engine_ttft_ms))]
+    times = [sample.ttft_ms, *sample.itl_ms, *known((sample.device_ms, sample.engine_ttft_ms))]
     numbers = all(isinstance(value, (int, float)) and value >= 0 for value in times)
-    known = sample.phase in PHASES and sample.graph_path in (None, *GRAPH_PATHS)
-    if not (numbers and known and sample.run_id == run_id and isinstance(sample.prompt_length, int)):
+    named = sample.phase in PHASES and sample.graph_path in (None, *GRAPH_PATHS)
+    if not (numbers and named and sample.run_id == run_id and isinstance(sample.prompt_length, int)):
         raise ValueError("no sample of this run")
     return sample
 
@@ -205,81 +202,6 @@ def _as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
 
 def _cell(value: Any) -> Any:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _graph_paths(samples: Sequence[Sample]) -> Row:
-    counts = Counter(sample.graph_path for sample in samples)
-    return {path: counts[path] for path in GRAPH_PATHS}
-
-
-def ttft_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
-    """One length: the protocol's TTFT requests (cold and first-seen ones among them), and every warm request apart."""
-    protocol = [s for s in samples if s.phase == "ttft"]
-    ttft = [s.ttft_ms for s in protocol]
-    warm = [s for s in samples if s.warmth == "warm"]
-    warm_mean = mean([s.ttft_ms for s in warm])
-    floor = prefill_floor_ms(info.shape, info.rates, samples[0].prompt_length)
-    return {
-        "prompt_length": samples[0].prompt_length,
-        "mean_ms": mean(ttft),
-        "std_ms": spread(ttft),
-        "min_ms": min(ttft),
-        "max_ms": max(ttft),
-        "samples": len(ttft),
-        "cold_ms": mean([s.ttft_ms for s in samples if s.warmth == "cold"]),
-        "first_seen_ms": mean([s.ttft_ms for s in samples if s.warmth == "first_seen"]),
-        "warm_mean_ms": warm_mean,
-        "warm_p50_ms": percentile([s.ttft_ms for s in warm], 50) if warm else None,
-        "warm_samples": len(warm),
-        "device_ms": mean(_known(s.device_ms for s in warm)),
-        "engine_ttft_ms": mean(_known(s.engine_ttft_ms for s in warm)),
-        "floor_ms": floor,
-        "floor_ratio": warm_mean / floor if warm_mean is not None and floor else None,
-        "sustained_floor_ms": sustained_floor_ms(info.shape, info.rates, samples[0].prompt_length),
-        "gc_collections": sum(s.gc_collections for s in samples),
-    } | _graph_paths(samples)
-
-
-def p99_row(samples: Sequence[Sample]) -> Row:
-    """One length's tail. With 100 samples the P99 is the second largest: a weak bound, so the maximum stands by it."""
-    ttft = [s.ttft_ms for s in samples]
-    device = _known(s.device_ms for s in samples)
-    return {
-        "prompt_length": samples[0].prompt_length,
-        "mean_ms": mean(ttft),
-        "p99_ms": percentile(ttft, 99),
-        "samples": len(ttft),
-        "p50_ms": percentile(ttft, 50),
-        "min_ms": min(ttft),
-        "max_ms": max(ttft),
-        "device_mean_ms": mean(device),
-        "device_p99_ms": percentile(device, 99) if device else None,
-        "gc_collections": sum(s.gc_collections for s in samples),
-    } | _graph_paths(samples)
-
-
-def decode_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
-    """One length's ITL over every pair of consecutive tokens, and the bandwidth that it amounts to."""
-    itl = [value for sample in samples for value in sample.itl_ms]
-    itl_mean = mean(itl)
-    length, new_tokens = samples[0].prompt_length, len(samples[0].itl_ms)
-    context = length + (new_tokens + 1) // 2  # the middle of the answer
-    read = decode_bytes(info.shape, context) if info.shape else None
-    return {
-        "prompt_length": length,
-        "new_tokens": new_tokens,
-        "itl_mean_ms": itl_mean,
-        "itl_p50_ms": percentile(itl, 50),
-        "itl_p99_ms": percentile(itl, 99),
-        "tokens_per_s": 1e3 / itl_mean if itl_mean else None,
-        "gb_per_s": read / itl_mean / 1e6 if read and itl_mean else None,
-        "floor_ms": decode_floor_ms(info.shape, info.rates, context),
-        "samples": len(itl),
-    }
 
 
 def update_environment(directory: Path, section: str, name: str, entry: Any) -> None:

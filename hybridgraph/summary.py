@@ -8,7 +8,8 @@ from typing import Any
 
 from hybridgraph.cases import Case
 from hybridgraph.records import DECODE_COLUMNS, GRAPH_PATHS, paths_taken
-from hybridgraph.results import ResultWriter, Row
+from hybridgraph.results import ResultWriter
+from hybridgraph.rows import Row
 
 # What a terminal is wide enough for, and the graph paths behind it.
 SHOWN = {

@@ -95,6 +95,31 @@ def test_a_mistake_that_needs_the_model_or_the_device(flags: str, said: str, tmp
     assert said in reasons["case1_baseline"], "the tables can say why the column is empty"
 
 
+@pytest.mark.parametrize(("stdout", "code"), [(">/dev/full", 2), ("| true; exit ${PIPESTATUS[0]}", 0), (">&-", 0)])
+def test_results_that_nobody_can_read_are_on_disk(stdout: str, code: int, tmp_path: Path) -> None:
+    for script, flags in (("case1_baseline.py", TINY), ("generate_final_tables.py", ())):
+        command = " ".join([sys.executable, script, *flags, "--json", "--output-dir", str(tmp_path), stdout])
+        run = subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=60)
+        assert run.returncode == code, run.stderr
+        assert "Traceback" not in run.stderr
+        assert ("error: cannot write to standard output: No space" in run.stderr) == bool(code)
+    assert lengths_in(tmp_path / "case1_baseline_p99.csv") == [10, 20]
+    assert json.loads((tmp_path / "environment.json").read_text())["not_run"] == {}, "the case ran"
+    assert (tmp_path / "final_report.md").exists()
+
+
+def test_a_pair_whose_socket_would_have_too_long_a_path_is_told_so(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 100)
+    directory.mkdir()
+    command = [sys.executable, "-m", "hybridgraph.main", "pair", "case2", "--output-dir", str(tmp_path / "output")]
+    run = subprocess.run(
+        command, cwd=ROOT, env=ENVIRON | {"TMPDIR": str(directory)}, capture_output=True, text=True, timeout=60
+    )
+    reason = json.loads((tmp_path / "output" / "environment.json").read_text())["not_run"]["case2_async_cuda"]
+    assert error_of(run) == f"error: {reason}"
+    assert "a socket's path has at most 107" in reason and "TMPDIR" in reason
+
+
 def test_a_generator_that_cannot_start_says_why_once(tmp_path: Path) -> None:
     run = start("-m", "hybridgraph.main", "pair", "case4", "--device", "cuda", "--output-dir", str(tmp_path))
     line = error_of(run)

@@ -33,7 +33,8 @@ LAYERS: dict[str, int] = {
     name: layer
     for layer, names in enumerate(
         (
-            "errors config cases records stats roofline results prompts progress provenance shapes summary signals",
+            "errors output progress signals config cases records prompts shapes provenance"
+            " stats roofline rows results summary",
             "nvml environment hub model buffers timing ops forward graphs engine",
             "ipc server client shared_client lending waiting",
             "runner sources build main",

@@ -87,6 +87,23 @@ def test_what_the_gpu_spent_is_told_by_time_and_by_request(tmp_path: Path) -> No
     assert "| JIT+CUDA | 10 | 500.00 | 200.00 | 25.00 | 0.00 | 1500 |\n| JIT+CUDA | 400 | not told" in report
 
 
+@pytest.mark.parametrize(
+    "case",
+    [{"stats": {"economics": [1]}}, {"stats": {"economics": {"a": 1}, "server": 3}}, {"gpu_spent": {"p99": "x"}},
+     {"gpu_spent": {"p99": {"10": [2]}}}, {"gpu_spent": {"p99": {"10": {"wall_ms": "x"}}}}],
+    ids=str,
+)  # fmt: skip
+def test_junk_in_what_is_told_of_a_case_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: dict[str, object]
+) -> None:
+    write(tmp_path, CASE4, {10: 5.0})
+    (tmp_path / "environment.json").write_text(json.dumps({"cases": {CASE4.name: case}}))
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("error: environment.json: ")
+
+
 def test_rows_of_another_machine_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, CASE1, {10: 20.0}, device="other GPU", run_id="old")
     write(tmp_path, CASE4, {10: 5.0}, started="2026-02-02T00:00:00+00:00")
@@ -176,6 +193,7 @@ def test_claims_are_judged_on_protocol_and_warm_means(tmp_path: Path) -> None:
         (lambda t: "", "line 1: the file is empty"),
         (lambda t: t.splitlines()[0], "line 2: no row"),
         (lambda t: t.replace("50,", "10,", 1), "line 3, column prompt_length: 10 stands twice"),
+        (lambda t: t.replace("GPU", "G" * 200_000, 1), "cannot be read: field larger than field limit"),
     ],
 )
 def test_damaged_files(tmp_path: Path, damage: object, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

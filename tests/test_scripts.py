@@ -182,6 +182,30 @@ def test_complete_run_passes_flags_and_survives_a_failing_case(project: Path, tm
     assert run.stderr.splitlines()[-1] == "failed: case2_async_cuda case3_jit_only"
 
 
+def test_two_complete_runs_do_not_share_a_directory(project: Path, tmp_path: Path) -> None:
+    waits = f'case "$*" in *case1*) while [ ! -e {tmp_path}/go ]; do sleep 0.05; done ;; esac'
+    python = recording_python(tmp_path, waits)
+    command = [str(project / "run_complete_benchmark.sh")]
+    first = subprocess.Popen(command, cwd=project, env=environ(HYBRIDGRAPH_PYTHON=python), stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "calls")
+    second = start(project, "run_complete_benchmark.sh", HYBRIDGRAPH_PYTHON=python)
+    assert (second.returncode, second.stderr) == (2, "error: another complete run is writing to output\n")
+    elsewhere = start(project, "run_complete_benchmark.sh", "--output-dir", "/proc/none", HYBRIDGRAPH_PYTHON=python)
+    assert (elsewhere.returncode, elsewhere.stderr) == (2, "error: cannot write /proc/none\n")
+    (tmp_path / "go").touch()
+    assert first.wait(timeout=20) == 0
+    assert (tmp_path / "calls").read_text().count("new-run") == 1
+    assert start(project, "run_complete_benchmark.sh", HYBRIDGRAPH_PYTHON=python).returncode == 0
+
+
+@pytest.mark.parametrize("flags", [("--forward", "fused"), ("--socket", "here")])
+def test_what_a_complete_run_decides_itself_is_no_flag_of_it(project: Path, flags: tuple[str, str]) -> None:
+    run = start(project, "run_complete_benchmark.sh", *flags, HYBRIDGRAPH_PYTHON=sys.executable)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: unrecognized arguments: {' '.join(flags)}") and run.stderr.count("\n") == 1
+    assert not (project / "output").exists()
+
+
 def test_complete_run_with_tensorrt_llm_in_an_existing_interpreter(project: Path, tmp_path: Path) -> None:
     python = recording_python(tmp_path)
     run = start(

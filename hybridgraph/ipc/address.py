@@ -28,6 +28,15 @@ def fresh_socket_path() -> Path:
     return Path(tempfile.mkdtemp(prefix="hybridgraph-")) / "socket"
 
 
+def require_short(path: Path) -> None:
+    """Raise UserError for a path that no socket can have."""
+    if (length := len(os.fsencode(path))) > MAX_PATH_BYTES:
+        raise UserError(
+            f"socket {path}: {length} bytes long, a socket's path has at most {MAX_PATH_BYTES} (--socket names "
+            "another, TMPDIR where fresh ones are made)"
+        )
+
+
 def peer_uid(connection: socket.socket) -> int:
     """The user id of the process that opened the other end, as the kernel knows it."""
     layout = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -53,8 +62,7 @@ def listen(path: Path | None = None) -> Iterator[Listener]:
     """
     owned = fresh_socket_path() if path is None else None
     path = (path or owned or Path()).absolute()
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise UserError(f"--socket {path}: {len(os.fsencode(path))} bytes long, a socket's path has at most 107")
+    require_short(path)
     try:
         _require_private(path.parent)
         with _locked(path), _bound(path) as listening:

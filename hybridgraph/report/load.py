@@ -44,6 +44,15 @@ class Results:
         rows = self.tables[kind].get(case.name)
         return rows is not None and bool((rows["graph_backend"] == "emulated").any())
 
+    def told(self, case: Case, *path: str) -> dict[str, Any]:
+        """The object at ``path`` of what ``environment.json`` tells of ``case``; empty where there is none."""
+        found = self.environment["cases"].get(case.name, {})
+        for name in path:
+            found = found.get(name, {})
+            if not isinstance(found, dict):
+                raise UserError(f"environment.json: {'.'.join(path)} of {case.name} is no object")
+        return found
+
     def why_missing(self, case: Case) -> str:
         if any(sentence.startswith(tuple(f"{case.name}_{kind}.csv" for kind in KINDS)) for sentence in self.left_out):
             return "left out, as told below"
@@ -105,7 +114,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not lines:
         raise UserError(f"{path}, line 1: the file is empty")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hybridgraph.errors import UserError
+from hybridgraph.output import printing
 from hybridgraph.report.load import Results, load_results
 from hybridgraph.report.markdown import provenance, render
 from hybridgraph.report.plots import is_emulated, plot_growth, plot_table
@@ -37,16 +37,10 @@ def generate_final_tables(argv: Sequence[str] | None = None) -> int:
             _write(directory, results, tables)
         except OSError as error:
             raise UserError(f"cannot write to {directory}: {error.strerror or error}") from None
-        try:
+        with printing():
             _show(results, tables)
             if arguments.json:
                 print(json.dumps(_document(results, tables)))
-            sys.stdout.flush()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not tried again at exit
-            if isinstance(error, BrokenPipeError):
-                return 1  # whoever read has seen enough
-            raise UserError(f"cannot write to standard output: {error.strerror or error}") from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

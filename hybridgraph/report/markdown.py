@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hybridgraph.errors import UserError
 from hybridgraph.records import paths_taken
 from hybridgraph.report.claims import claim_rows
 from hybridgraph.report.load import Results
@@ -90,10 +91,10 @@ def _economics(results: Results) -> str:
     keys = ("seconds_a_graph", "driver_mib_a_graph", "saved_ms_a_request", "requests_to_pay_back")
     rows = []
     for case in results.cases("ttft"):
-        stats: dict[str, Any] = results.environment.get("cases", {}).get(case.name, {}).get("stats", {})
-        if costs := stats.get("economics"):
-            startup = stats.get("server", {}).get("startup_s")
-            counted = ", ".join(f"{name} {count}" for name, count in stats.get("counters", {}).items() if count)
+        if costs := results.told(case, "stats", "economics"):
+            startup = results.told(case, "stats", "server").get("startup_s")
+            counters = results.told(case, "stats", "counters")
+            counted = ", ".join(f"{name} {count}" for name, count in counters.items() if count)
             rows.append([case.title, *(_cell(costs.get(key)) for key in keys), _cell(startup), counted])
     heading = [
         "case",
@@ -111,11 +112,10 @@ def _spent(results: Results) -> str:
     """Power, energy and clock under each length's P99 requests, with whatever pauses the protocol has."""
     rows = []
     for case in results.cases("p99"):
-        lengths = results.environment.get("cases", {}).get(case.name, {}).get("gpu_spent", {}).get("p99", {})
-        for length, spent in sorted(lengths.items(), key=lambda item: int(item[0])):
-            if spent and case.name in results.tables["p99"]:
-                requests = results.tables["p99"][case.name]["samples"].get(int(length), math.nan)
-                rows.append([case.title, length, *map(_cell, _rates_of(spent, requests))])
+        measured = results.tables["p99"].get(case.name)
+        for length, requests in () if measured is None else measured["samples"].items():
+            if spent := results.told(case, "gpu_spent", "p99", str(length)):
+                rows.append([case.title, str(length), *map(_cell, _rates_of(spent, requests))])
     heading = [
         "case",
         "tokens",
@@ -132,11 +132,13 @@ def _rates_of(spent: dict[str, Any], requests: float) -> list[object]:
     """What was counted over a row, by time and by request; a refusal stays as it was told."""
 
     def scaled(key: str, factor: float) -> object:
-        return spent[key] if isinstance(spent[key], str) else spent[key] * factor
+        return spent[key] * factor if isinstance(spent.get(key), (int, float)) else spent.get(key)
 
-    wall_ms = spent["wall_ms"]
+    wall_ms = spent.get("wall_ms")
+    if not (isinstance(wall_ms, (int, float)) and wall_ms > 0):
+        raise UserError(f"environment.json: {wall_ms} is no time that a row took (wall_ms in gpu_spent)")
     shares = [scaled(key, 100 / wall_ms) for key in ("power_capped_ms", "thermally_capped_ms")]
-    return [scaled("energy_j", 1e3 / wall_ms), scaled("energy_j", 1 / requests), *shares, spent["sm_clock_mhz"]]
+    return [scaled("energy_j", 1e3 / wall_ms), scaled("energy_j", 1 / requests), *shares, spent.get("sm_clock_mhz")]
 
 
 def _grid(heading: Sequence[str], rows: Iterable[Sequence[str]], *, bold_last: bool = False) -> str:

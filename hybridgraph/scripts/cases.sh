@@ -13,6 +13,12 @@ take_flag() {
     done
 }
 
+# No other complete run writes there until this one, and whatever it started, has ended: all of them have descriptor 9.
+hold_output_directory() {
+    { mkdir -p "$OUTPUT_DIR" && exec 9>>"$OUTPUT_DIR/.run.lock"; } 2>/dev/null || die "cannot write $OUTPUT_DIR"
+    flock -n 9 || die "another complete run is writing to $OUTPUT_DIR"
+}
+
 # run_step ARGUMENTS...: Python with these arguments, interruptible; returns its exit code.
 run_step() {
     set -m # a process group of its own

@@ -2,7 +2,8 @@
 # The Python environment of every shell script: found, made once, and remembered. Sourced, never run.
 #
 #   find_python           sets BASE_PYTHON, an interpreter that can make an environment (or HYBRIDGRAPH_PYTHON)
-#   check_flags TEXT "$@" shows --help or refuses a wrong flag before anything is installed; sets OUTPUT_DIR
+#   check_flags TEXT "$@" shows --help or refuses a wrong flag before anything is installed; sets OUTPUT_DIR.
+#                         Settings named in WITHOUT are no flags of the script's
 #   set_up user|test      sets PYTHON, with requirements.txt installed (test: what the tests need as well)
 #   set_up_tensorrt_llm   makes .venv-trtllm, unless HYBRIDGRAPH_TRTLLM_PYTHON names an interpreter
 #
@@ -54,6 +55,7 @@ find_python() {
 check_flags() {
     local answer
     answer=$("$BASE_PYTHON" - "$0" "$@" <<'PYTHON'
+import os
 import signal
 import sys
 
@@ -63,7 +65,8 @@ from hybridgraph.errors import UserError
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.argv[0], description = sys.argv[1], sys.argv[2]
 try:
-    print("output-dir", parse_args(sys.argv[3:], description=description).output_dir)
+    without = os.environ.get("WITHOUT", "").split()
+    print("output-dir", parse_args(sys.argv[3:], description=description, without=without).output_dir)
 except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)

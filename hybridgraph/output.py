@@ -1,0 +1,29 @@
+"""Standard output, where results are printed: it may be closed, full, or read by someone who has seen enough."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hybridgraph.errors import UserError
+
+
+class OutputLost(UserError):
+    """What was to be printed could not be; whatever was measured is on disk."""
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print within it. A reader who is gone has seen enough; raises OutputLost for anything else in the way."""
+    if sys.stdout is None:  # closed by whoever started this process: print does nothing
+        yield
+        return
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not tried again at exit
+        if not isinstance(error, BrokenPipeError):
+            raise OutputLost(f"cannot write to standard output: {error.strerror or error}") from None
