@@ -24,8 +24,7 @@ def load(config: Config, case: Case, progress: Progress = silent) -> tuple[Loade
     loaded = load_model(
         resolved.model, load_format=resolved.load_format, dtype=resolved.dtype, device=device, seed=resolved.seed
     )
-    if config.positions > loaded.max_positions:
-        raise UserError(f"{config.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
+    resolved = replace(resolved.fitted(loaded.max_positions, loaded.name), ops=case.ops and (config.ops or case.ops))
     progress("measuring the device", 0, 1)
     info = loaded.info(
         device=environment.device_name(device),
@@ -35,19 +34,34 @@ def load(config: Config, case: Case, progress: Progress = silent) -> tuple[Loade
     return loaded, info
 
 
-def open_engine(config: Config, case: Case, *, background: bool = True, progress: Progress = silent) -> HybridEngine:
+def open_engine(config: Config, case: Case, progress: Progress = silent) -> HybridEngine:
     """The engine of a case, ready to answer."""
     loaded, info = load(config, case, progress)
+    positions = config.fitted(loaded.max_positions, loaded.name).positions
     options = EngineOptions(
         ops=config.ops or case.ops or "native",
         forward=case.forward or "hf",
         graphs=case.graphs,
-        precapture=parse_lengths(config.precapture or case.precapture) if case.graphs != "none" else (),
+        precapture=_precapture(config, case, positions),
         max_graphs=config.max_graphs,
-        async_capture=case.async_capture and config.async_capture and background,
-        positions=config.positions,
+        async_capture=case.async_capture and config.async_capture,
+        positions=positions,
     )
     return HybridEngine(loaded, options, info, progress)
+
+
+def _precapture(config: Config, case: Case, positions: int) -> tuple[int, ...]:
+    """Of a case's own lengths, those that fit; of a user's, all: raises UserError where they do not."""
+    if case.graphs == "none":
+        return ()
+    lengths = parse_lengths(config.precapture or case.precapture)
+    if config.precapture and max(lengths) > positions:
+        raise UserError(f"--precapture {config.precapture}: there are {positions} positions (--max-seq-len)")
+    if config.precapture and len(lengths) > config.max_graphs:
+        raise UserError(
+            f"--precapture {config.precapture}: {len(lengths)} lengths for --max-graphs {config.max_graphs}"
+        )
+    return lengths
 
 
 def open_source(config: Config, case: Case, progress: Progress = silent) -> TokenSource:
@@ -55,4 +69,4 @@ def open_source(config: Config, case: Case, progress: Progress = silent) -> Toke
     if case == CASE1:
         loaded, info = load(config, case, progress)
         return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
-    return LocalEngineSource(open_engine(config, case, progress=progress))
+    return LocalEngineSource(open_engine(config, case, progress))

@@ -100,6 +100,13 @@ HF_STATIC = Case(
     column="hf_static",
     script="case5_tensorrt_llm.py --engine hf-static",
 )
+HF_COMPILED = Case(
+    key="hf_compiled",
+    name="peer_hf_compiled",
+    title="HF compiled",
+    column="hf_compiled",
+    script="case5_tensorrt_llm.py --engine hf-compiled",
+)
 VLLM = Case(key="vllm", name="peer_vllm", title="vLLM", column="vllm", script="case5_tensorrt_llm.py --engine vllm")
 TENSORRT_SINGLE = Case(
     key="case5_single",
@@ -109,11 +116,7 @@ TENSORRT_SINGLE = Case(
     script="case5_tensorrt_llm.py --engine tensorrt-llm-single",
 )
 
-PEERS = (TENSORRT_SINGLE, HF_STATIC, VLLM)
-
-# The synchronous rolling servers: the pair's protocol and pool, without background capture.
-CUDA_ONLY_SERVER = "cuda_only_rolling_server.py"
-JIT_SERVER = "graph_generator_rolling_cuda.py"
+PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM)
 
 
 def variant(case: Case, forward: str) -> Case:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,11 @@ DTYPES = ("float16", "bfloat16", "float32")
 MAX_ITERATIONS = 1_000_000  # a raw sample is about 1 KiB in memory: beyond this a run could not hold its own
 MAX_PAUSE_MS = 60_000
 DEFAULT_MAX_SEQ_LEN = 512
+# What a source is opened with; everything else is about the requests.
+OPENING = (
+    *("model", "load_format", "dtype", "device", "ops", "forward"),
+    *("max_graphs", "precapture", "async_capture", "max_seq_len"),
+)
 
 
 def _setting(default: Any, help_text: str, **arguments: Any) -> Any:
@@ -91,7 +96,7 @@ class Config:
     engine: str = _setting(
         "tensorrt-llm",
         "Case 5's engine, or a peer in its place",
-        choices=("tensorrt-llm", "tensorrt-llm-single", "hf-static", "vllm"),
+        choices=("tensorrt-llm", "tensorrt-llm-single", "hf-static", "hf-compiled", "vllm"),
     )
 
     def __post_init__(self) -> None:
@@ -150,6 +155,20 @@ class Config:
         """Positions the KV cache is given: as asked, otherwise 512 or what the requests need, in steps of 64."""
         return self.max_seq_len or max(DEFAULT_MAX_SEQ_LEN, -(-self.longest_request // 64) * 64)
 
+    def fitted(self, limit: int, model: str) -> Config:
+        """The same with positions that ``model``, which has ``limit``, can be given; raises UserError for more."""
+        if (needed := self.max_seq_len or self.longest_request) > limit:
+            raise UserError(f"{needed} positions exceed the {limit} of {model}")
+        return replace(self, max_seq_len=min(self.positions, limit))
+
+    def opened_as(self, served: Mapping[str, Any], by: str) -> Config:
+        """The same requests to a source that was opened with ``served``; raises UserError where others were asked."""
+        for name in OPENING:
+            asked = getattr(self, name)
+            if asked not in (getattr(Config, name), "auto", served.get(name, asked)):
+                raise UserError(f"--{name.replace('_', '-')} {asked}: {by} has {served[name]}")
+        return replace(self, **{name: served[name] for name in OPENING if name in served})
+
     @property
     def request_temperature(self) -> float:
         """The temperature every request carries: 0 is greedy."""
@@ -201,10 +220,7 @@ def parse_args(
     for setting in fields(Config):
         if setting.name not in without:
             _add_flag(parser, setting)
-    try:
-        config = Config(**vars(parser.parse_args(argv)))
-        if measures:
-            config.check_requests()
-        return config
-    except argparse.ArgumentTypeError as error:
-        raise UserError(str(error)) from None
+    config = Config(**vars(parser.parse_args(argv)))
+    if measures:
+        config.check_requests()
+    return config

@@ -1,6 +1,6 @@
 """The hybrid engine: dynamic operations around captured static ones, one request at a time.
 
-    with HybridEngine.from_pretrained("llama-2-7b", forward="fused") as engine:
+    with HybridEngine.from_pretrained("meta-llama/Llama-2-7b-hf", forward="fused") as engine:
         for token in engine.generate([1, 2, 3], max_new_tokens=16):
             print(token)
 
@@ -70,6 +70,8 @@ class HybridEngine:
     def __init__(
         self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: Progress = silent
     ) -> None:
+        if options.positions > loaded.max_positions:
+            raise UserError(f"{options.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
         watch = Stopwatch()
         device = loaded.device
         self.report = Report()
@@ -93,7 +95,8 @@ class HybridEngine:
         self._ops.compile(self._buffers)
         self._facts: dict[str, Any] = {"kernels": forward.kernels, "ops_compile_ms": watch.lap_ms()}
         if options.graphs != "none":
-            self._open_pool(options, device, progress)
+            with out_of_memory_is_users(device):
+                self._open_pool(options, device, progress)
             self._facts["precapture_ms"] = watch.lap_ms()
         backend = self._pool.backend.name if self._pool else "none"
         self.info = replace(
@@ -113,12 +116,13 @@ class HybridEngine:
         **options: Any,
     ) -> HybridEngine:
         """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
+        engine_options = EngineOptions(**options)
         try:
             where = torch.device(device)
         except RuntimeError:
             raise UserError(f"device '{device}': one of cpu, cuda, cuda:N") from None
         loaded = load_model(model, load_format=load_format, dtype=dtype, device=where, seed=seed)
-        return cls(loaded, EngineOptions(**options), loaded.info(), progress)
+        return cls(loaded, engine_options, loaded.info(), progress)
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0

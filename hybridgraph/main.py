@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,7 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
 
     def body() -> int:
         config = _config(_description(), argv, measures=False)
+        config = replace(config, async_capture=config.async_capture and background)
         case = variant(SCRIPTED[key], config.forward)
         from hybridgraph.ipc.address import listen
         from hybridgraph.server import serve as serve_engine
@@ -102,7 +104,7 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
                 both(IMPORTING, 0, 1)
                 from hybridgraph.build import open_engine
 
-                return open_engine(config, case, background=background, progress=both)
+                return open_engine(config, case, both)
 
         with listen(Path(config.socket) if config.socket else None) as listener:
             _announce(f"listening {listener.path}")
@@ -197,6 +199,7 @@ def _measure_generator(path: Path, config: Config, case: Case, script: str) -> N
         served = client.info.environment.get("case")
         if served != case.key:
             raise UserError(f"the generator at {path} serves {served}, not {case.key}")
+        config = config.opened_as(client.info.environment["resolved_configuration"], f"the generator at {path}")
         _measure(client, config, case)
 
 
@@ -243,8 +246,9 @@ def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
     """Where a case cannot run, its column in the tables says why. What needs no model to be told is told first."""
+    files = ResultFiles(config.output_path, case.name)
+    files.prepare()
     try:
-        ResultFiles(config.output_path, case.name).prepare()
         if config.prompt_file is not None:
             from hybridgraph.sources.prompt_file import read_text
 
@@ -253,8 +257,9 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
     except OutputLost:
         raise  # the case ran, and its rows are on disk
     except UserError as error:
-        with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
-            record_not_run(config.output_path, case.name, str(error))
+        if not (config.resume and files.path("_samples.jsonl").exists()):  # else it ran, and can still go on
+            with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
+                record_not_run(config.output_path, case.name, str(error))
         raise
 
 

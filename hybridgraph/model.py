@@ -77,6 +77,10 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
         raise UserError(f"dtype '{dtype}': one of {', '.join(DTYPES)}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{device}': this machine has {torch.cuda.device_count()} usable NVIDIA GPUs")
+    if load_format == "auto" and name in BUILTIN_SHAPES and not Path(name).exists():
+        raise UserError(
+            f"'{name}' is a shape without weights: load format dummy, or a hub id or directory for real ones"
+        )
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if load_format == "dummy":
         module = _dummy_module(_local_config(name), torch_dtype, device, seed)

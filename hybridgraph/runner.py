@@ -39,6 +39,7 @@ RESUMABLE = frozenset({"run_id", "started", "resume", "json", "output_dir", "soc
 def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | None = None) -> ResultWriter:
     """Run the protocol of ``config`` on ``source`` and write every row; returns the finished results."""
     info = source.info
+    config = config.opened_as(info.environment.get("resolved_configuration", {}), "the source")
     check_fits(config, info)
     prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
     files = ResultFiles(config.output_path, case.name)
@@ -126,7 +127,7 @@ class MeasuringLoop:
         """``count`` unmeasured requests at each length."""
         for length in lengths:
             for index in range(count):
-                self._sample("ttft", length, self._first_prompt["warm-up"] + index, 1)
+                self._sample("ttft", length, self._first_prompt["warm-up"] + index, self._config.new_tokens)
 
     def row(self, phase: Phase, length: int, count: int) -> list[Sample]:
         """``count`` samples of ``phase`` at one length."""

@@ -30,7 +30,14 @@ INFO = SourceInfo(
     model="m", dtype="float16", load_format="dummy", device="d", vocab_size=100, max_seq_len=64, special_ids=(2,)
 )
 CHECKPOINT = Checkpoint(
-    name="m", location="m", dtype="float16", load_format="dummy", config={}, end_id=2, special_ids=(2,)
+    name="m",
+    location="m",
+    dtype="float16",
+    load_format="dummy",
+    config={},
+    end_id=2,
+    special_ids=(2,),
+    positions=512,
 )
 
 GPU = Gpu(name="d", uuid="GPU-0", driver="550.1", cuda=(12, 4), memory_bytes=1, visible="0")
@@ -135,10 +142,11 @@ def test_a_model_the_engine_cannot_take_is_refused(config: Config, part: str) ->
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_hf_static_answers_as_generate_does(random_ids: Any, device: str) -> None:
+@pytest.mark.parametrize("engine", ["hf-static", "hf-compiled"])
+def test_a_static_cache_answers_as_generate_does(random_ids: Any, device: str, engine: str) -> None:
     from hybridgraph.build import open_source
 
-    config = Config(model="tiny-llama", device=device, dtype="float32", engine="hf-static")
+    config = Config(model="tiny-llama", device=device, dtype="float32", engine=engine)
     case = peers.case_of(config)
     assert peers.supervised(config, case) is None
     with closing(peers.open_source(config, case)) as static, closing(open_source(config, CASE1)) as dynamic:

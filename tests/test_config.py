@@ -83,5 +83,22 @@ def test_positions_grow_with_what_is_asked() -> None:
     assert Config(prompt_lengths=(10,), max_seq_len=128).positions == 128
 
 
+def test_positions_are_what_the_model_has_room_for() -> None:
+    assert Config(prompt_lengths=(250,)).fitted(256, "m").positions == 256
+    assert Config(max_seq_len=300, prompt_lengths=(10,)).fitted(4096, "m").positions == 300
+    for config in (Config(prompt_lengths=(256,)), Config(prompt_lengths=(10,), max_seq_len=257)):
+        with pytest.raises(UserError, match="257 positions exceed the 256 of m"):
+            config.fitted(256, "m")
+
+
+def test_what_a_source_was_opened_with_is_what_is_recorded() -> None:
+    served = Config(model="m", dtype="float16", load_format="auto", max_graphs=7).as_json()
+    asked = Config(dtype="float16", seed=3)
+    assert asked.opened_as(served, "it") == Config(model="m", dtype="float16", load_format="auto", max_graphs=7, seed=3)
+    with pytest.raises(UserError, match="--dtype bfloat16: it has float16"):
+        Config(dtype="bfloat16").opened_as(served, "it")
+    assert asked.opened_as({}, "it") == asked
+
+
 def test_a_generator_is_told_what_to_be_ready_for_not_what_to_measure() -> None:
     assert parse_args(["--max-seq-len", "64"], description="", measures=False).positions == 64

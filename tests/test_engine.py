@@ -243,7 +243,15 @@ def test_what_is_no_request_is_told_in_one_line(loaded: LoadedModel, arguments: 
 
 @pytest.mark.parametrize(
     "options",
-    [{"forward": "x"}, {"graphs": "x"}, {"max_graphs": 0}, {"positions": 0}, {"precapture": (3, 0)}, {"ops": "x"}],
+    [
+        {"forward": "x"},
+        {"graphs": "x"},
+        {"max_graphs": 0},
+        {"positions": 0},
+        {"positions": 1 << 21},
+        {"precapture": (3, 0)},
+        {"ops": "x"},
+    ],
     ids=str,
 )
 def test_options_that_no_engine_can_have(loaded: LoadedModel, options: dict[str, Any]) -> None:

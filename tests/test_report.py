@@ -150,6 +150,13 @@ def test_a_run_over_lengths_is_shown_beside_its_own_machine_only(tmp_path: Path)
     assert "_ttft.csv is left out: device GPU instead of other GPU" in (tmp_path / "final_report.md").read_text()
 
 
+def test_a_case_with_one_table_only_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    (tmp_path / f"{CASE1.name}_ttft.csv").unlink()
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert "Baseline: empty" not in capsys.readouterr().out
+
+
 def test_reasons_and_peers(tmp_path: Path) -> None:
     write(tmp_path, CASE1, {10: 20.0})
     write(tmp_path, HF_STATIC, {10: 10.0})

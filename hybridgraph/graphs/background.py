@@ -16,6 +16,7 @@ class BackgroundCapture:
     def __init__(self, pool: GraphPool) -> None:
         self._pool = pool
         # A capture is a tenth of a second of Python: a request's thread must get the interpreter back at once.
+        self._interval_before_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._work = threading.Event()
         self._working = False
@@ -41,6 +42,7 @@ class BackgroundCapture:
         self._work.set()
         self._thread.join()
         self._work.clear()
+        sys.setswitchinterval(self._interval_before_s)
 
     def _run(self) -> None:
         while not self._stopping:

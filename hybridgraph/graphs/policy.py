@@ -15,8 +15,9 @@ SUCCESSORS = 4  # how far ahead of a length in use the exact rule predicts
 RECENT_LENGTHS = 64  # lengths a rule remembers to capture
 
 # Padding bounds. Above 80 tokens a prefill's cost follows its length, so waste is bounded by a share;
-# below, the weights dominate it and only gross padding (more than 2 x) costs anything.
+# below, the weights dominate it and only gross padding (more than 2 x) costs anything; of few tokens not even that.
 FLAT_LENGTH = 80
+FEW_TOKENS = 16
 MAX_WASTE = 1 / 8
 # A long prompt in pieces reads the weights once for each: pieces that fill the chip cost little more than the whole.
 MAX_PIECES = 8
@@ -83,7 +84,7 @@ class PaddedRule:
     def choose(self, length: int, captured: Collection[int]) -> int | None:
         if length in captured:
             return length
-        longest = 2 * length if length <= FLAT_LENGTH else int(length * (1 + MAX_WASTE))
+        longest = max(FEW_TOKENS, 2 * length) if length <= FLAT_LENGTH else int(length * (1 + MAX_WASTE))
         return min((key for key in captured if length <= key <= longest), default=None)
 
     def split(self, length: int, captured: Collection[int], max_length: int) -> list[Piece] | None:

@@ -40,6 +40,10 @@ class Results:
         shown = (*CASES, *(peer for peer in PEERS if peer.name in self.tables[kind]))
         return [replace(c, title=f"{c.title} (emulated)") if self._emulated(kind, c) else c for c in shown]
 
+    def missing(self) -> list[Case]:
+        """Those of the study that were not measured at all."""
+        return [case for case in CASES if all(case.name not in rows for rows in self.tables.values())]
+
     def _emulated(self, kind: str, case: Case) -> bool:
         rows = self.tables[kind].get(case.name)
         return rows is not None and bool((rows["graph_backend"] == "emulated").any())

@@ -76,9 +76,8 @@ def _show(results: Results, tables: dict[str, Table]) -> None:
         frame = table.frame().set_axis(narrow, axis="columns")
         print(frame.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"))
     print()
-    for case in tables["ttft"].cases:
-        if case not in tables["ttft"].measured:
-            print(f"{case.title}: empty, {results.why_missing(case)}")
+    for case in results.missing():
+        print(f"{case.title}: empty, {results.why_missing(case)}")
     for sentence in (*results.left_out, *results.remarks):
         print(sentence)
 

@@ -19,7 +19,7 @@ def render(results: Results, tables: dict[str, Table], plots: Sequence[str]) -> 
     sections = [
         "# Results",
         provenance(results),
-        *_warnings(results, tables),
+        *_warnings(results),
         *(f"![{name}]({name})" for name in plots),
     ]
     for table in tables.values():
@@ -47,12 +47,11 @@ def provenance(results: Results) -> str:
     )
 
 
-def _warnings(results: Results, tables: dict[str, Table]) -> list[str]:
+def _warnings(results: Results) -> list[str]:
     lines = []
     if is_emulated(results):
         lines.append("**Graphs are emulated here: these are not CUDA Graph results.**")
-    missing = [case for case in tables["ttft"].cases if case not in tables["ttft"].measured]
-    lines += [f"- {case.title}: empty, {results.why_missing(case)}" for case in missing]
+    lines += [f"- {case.title}: empty, {results.why_missing(case)}" for case in results.missing()]
     return ["\n".join(lines + [f"- {sentence}" for sentence in (*results.left_out, *results.remarks)])]
 
 

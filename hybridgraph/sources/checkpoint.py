@@ -29,6 +29,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     end_id: int
     special_ids: tuple[int, ...]
+    positions: int  # that the engine is given
     temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -62,8 +63,7 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
         raise UserError(f"{name}/config.json has no eos_token_id: {engine} needs an end id where it has no tokenizer")
     if not isinstance(numbers.get("vocab_size"), int):
         raise UserError(f"{name}/config.json has no vocab_size: {engine} is measured on plain language models")
-    if config.positions > (limit := numbers.get("max_position_embeddings") or config.positions):
-        raise UserError(f"{config.positions} positions exceed the {limit} of {name}")
+    positions = config.fitted(int(numbers.get("max_position_embeddings") or 1 << 20), name).positions
     temporary = None if location else _written(numbers | {"torch_dtype": dtype})
     return Checkpoint(
         name=name,
@@ -73,6 +73,7 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
         config=numbers,
         end_id=end_id,
         special_ids=special,
+        positions=positions,
         temporary=temporary,
     )
 

@@ -1,7 +1,8 @@
-"""Peer: Hugging Face with a static cache, the documented way to make ``generate()`` fast.
+"""Peers: Hugging Face with a static cache, the documented way to make ``generate()`` fast.
 
-transformers compiles the decode step of a static cache by itself on a GPU; the prefill stays eager,
-so what this peer lowers is ITL, not TTFT.
+On a GPU transformers compiles the decode step of a static cache by itself, with CUDA Graphs; the prefill stays eager,
+so that ``hf-static`` lowers ITL, not TTFT. It compiles the prefill as well where that may come in chunks:
+``hf-compiled`` asks for chunks as long as the cache, which every prompt fits in one of.
 """
 
 from __future__ import annotations
@@ -9,13 +10,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybridgraph.build import load
-from hybridgraph.cases import Case
+from hybridgraph.cases import HF_COMPILED, Case
 from hybridgraph.config import Config
 from hybridgraph.sources.huggingface import HuggingFaceSource
 
 
 def open_hf_static(config: Config, case: Case) -> HuggingFaceSource:
-    """The baseline's source with ``cache_implementation="static"``, on the device that ``config`` means."""
+    """The baseline's source with a static cache, one for all lengths, on the device that ``config`` means."""
     loaded, info = load(config, case)
-    info = replace(info, forward="hf", ops="generate(), static cache, decode compiled by transformers on a GPU")
-    return HuggingFaceSource(loaded, info, cache_implementation="static")
+    positions = config.fitted(loaded.max_positions, loaded.name).positions
+    arguments = {"cache_implementation": "static", "max_cache_len": positions}
+    compiled = "decode"
+    if case == HF_COMPILED:
+        arguments["prefill_chunk_size"] = positions
+        compiled = "prefill and decode"
+    on_gpu = loaded.device.type == "cuda"
+    info = replace(
+        info,
+        forward="hf",
+        ops=f"generate(), static cache, {compiled} compiled by transformers on a GPU",
+        graph_backend="torch.compile" if on_gpu else "none",
+    )
+    return HuggingFaceSource(loaded, info, **arguments)

@@ -34,7 +34,7 @@ def info_of_engine(
         load_format=checkpoint.load_format,
         device=gpu.name,
         vocab_size=checkpoint.vocab_size,
-        max_seq_len=config.positions,
+        max_seq_len=checkpoint.positions,
         special_ids=checkpoint.special_ids,
         graph_backend=backend,
         ops=f"inside {name}",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridgraph.cases import CASE5, HF_STATIC, TENSORRT_SINGLE, VLLM, Case, variant
+from hybridgraph.cases import CASE5, HF_COMPILED, HF_STATIC, TENSORRT_SINGLE, VLLM, Case, variant
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.records import TokenSource
@@ -26,6 +26,7 @@ _CASE_OF_ENGINE = {
     "tensorrt-llm": CASE5,
     "tensorrt-llm-single": TENSORRT_SINGLE,
     "hf-static": HF_STATIC,
+    "hf-compiled": HF_COMPILED,
     "vllm": VLLM,
 }
 
@@ -40,7 +41,7 @@ def supervised(config: Config, case: Case) -> int | None:
 
     None where this process is the one to measure: inside that child, or for an engine of our own environment.
     """
-    if case == HF_STATIC or is_child():
+    if case in (HF_STATIC, HF_COMPILED) or is_child():
         return None
     deadlines = Deadlines.from_environment()
     python = _vllm_python() if case == VLLM else _tensorrt_python()
@@ -51,7 +52,7 @@ def supervised(config: Config, case: Case) -> int | None:
 
 def open_source(config: Config, case: Case) -> TokenSource:
     """The engine of ``case``, loaded and ready, in this process."""
-    if case == HF_STATIC:
+    if case in (HF_STATIC, HF_COMPILED):
         from hybridgraph.sources.hf_static import open_hf_static
 
         return open_hf_static(config, case)
