@@ -7,16 +7,16 @@ from dataclasses import replace
 from hybridgraph import environment
 from hybridgraph.cases import CASE1, Case
 from hybridgraph.config import Config, parse_lengths
-from hybridgraph.engine import EngineOptions, HybridEngine, silent
+from hybridgraph.engine import EngineOptions, HybridEngine
 from hybridgraph.errors import UserError
-from hybridgraph.graphs.pool import Progress
 from hybridgraph.model import LoadedModel, load_model
+from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import SourceInfo, TokenSource
 from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.sources.local import LocalEngineSource
 
 
-def load(config: Config, case: Case, progress: Progress = silent) -> tuple[LoadedModel, SourceInfo]:
+def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[LoadedModel, SourceInfo]:
     """Load the model on the device that ``config`` means, and find out what both are."""
     resolved, device = environment.resolve(config)
     assert resolved.model is not None and resolved.dtype is not None
@@ -34,7 +34,7 @@ def load(config: Config, case: Case, progress: Progress = silent) -> tuple[Loade
     return loaded, info
 
 
-def open_engine(config: Config, case: Case, progress: Progress = silent) -> HybridEngine:
+def open_engine(config: Config, case: Case, progress: OnProgress = nobody) -> HybridEngine:
     """The engine of a case, ready to answer."""
     loaded, info = load(config, case, progress)
     positions = config.fitted(loaded.max_positions, loaded.name).positions
@@ -64,7 +64,7 @@ def _precapture(config: Config, case: Case, positions: int) -> tuple[int, ...]:
     return lengths
 
 
-def open_source(config: Config, case: Case, progress: Progress = silent) -> TokenSource:
+def open_source(config: Config, case: Case, progress: OnProgress = nobody) -> TokenSource:
     """The source of a case that runs in one process."""
     if case == CASE1:
         loaded, info = load(config, case, progress)

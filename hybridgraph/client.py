@@ -31,11 +31,11 @@ from hybridgraph.ipc.messages import (
     Token,
     ToServer,
 )
+from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo
 
 SILENCE_S = 600.0  # loading a model may take minutes without a word; a generator that ends is noticed at once
 
-OnProgress = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
 OnQueued = Callable[[int], None]  # how many requests are ahead
 
 _Reply = TypeVar("_Reply", bound=ToClient)
@@ -48,10 +48,6 @@ class RequestFailed(UserError):
         super().__init__(where + reason)
         self.reason = reason
         self.kind: FailureKind = kind
-
-
-def nobody(*_: object) -> None:
-    """A callback nobody listens to."""
 
 
 class GeneratorLink:

@@ -25,19 +25,16 @@ from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.errors import UserError
-from hybridgraph.forward.bound import StaticOperations, open_forward
+from hybridgraph.forward.static import StaticOperations, open_forward
 from hybridgraph.graphs.background import BackgroundCapture
-from hybridgraph.graphs.capture import CapturedGraph, Stopwatch, backend_for
+from hybridgraph.graphs.capture import CapturedGraph, backend_for
 from hybridgraph.graphs.policy import RULES, GraphCache
-from hybridgraph.graphs.pool import GraphPool, Plan, Progress, eagerly
+from hybridgraph.graphs.pool import GraphPool, Plan, eagerly
 from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
 from hybridgraph.ops import dynamic_ops
+from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo, check_request
-from hybridgraph.timing import DeviceMark, DeviceTimer
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+from hybridgraph.timing import DeviceMark, DeviceTimer, Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ class HybridEngine:
     """Answers requests one at a time, in one thread; ``answer`` is what the generator serves, ``generate`` a user's."""
 
     def __init__(
-        self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: Progress = silent
+        self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: OnProgress = nobody
     ) -> None:
         if options.positions > loaded.max_positions:
             raise UserError(f"{options.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
@@ -112,7 +109,7 @@ class HybridEngine:
         dtype: str = "float16",
         device: str = "cuda",
         seed: int = 0,
-        progress: Progress = silent,
+        progress: OnProgress = nobody,
         **options: Any,
     ) -> HybridEngine:
         """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
@@ -255,7 +252,7 @@ class HybridEngine:
     def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]
 
-    def _open_pool(self, options: EngineOptions, device: torch.device, progress: Progress) -> None:
+    def _open_pool(self, options: EngineOptions, device: torch.device, progress: OnProgress) -> None:
         cache: GraphCache[CapturedGraph] = GraphCache(
             RULES[options.graphs], max_graphs=options.max_graphs, max_length=options.positions
         )
@@ -284,7 +281,7 @@ class HybridEngine:
 
     def _launch_prefill(self, request: Request, plan: Plan) -> None:
         buffers = self._buffers
-        self._ops.place(request, plan.room, buffers)
+        self._ops.place(request, plan.padded_length, buffers)
         plan.run()
         self._choose(request, 0)
         self._timer.stop()

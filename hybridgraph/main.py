@@ -7,8 +7,6 @@ python -m hybridgraph.main not-run case5_tensorrt_llm REASON --output-dir output
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +20,9 @@ from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import AlreadyTold, UserError
 from hybridgraph.output import OutputLost, printing
 from hybridgraph.progress import progress_bars, say
-from hybridgraph.results import ResultFiles, record_not_run, set_all_aside
-from hybridgraph.signals import end_with_parent, stop_signals_raise
+from hybridgraph.results import ResultFiles, set_all_aside
+from hybridgraph.run_record import record_not_run
+from hybridgraph.signals import stop_signals_raise
 
 if TYPE_CHECKING:
     from hybridgraph.client import GeneratorClient
@@ -33,10 +32,8 @@ if TYPE_CHECKING:
 
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTED = {case.key: case for case in (CASE1, CASE2, CASE3, CASE4)}
 GENERATORS = {CASE2.key: "case2_async_cuda_generator.py", CASE4.key: "case4_jit_cuda_generator.py"}
-STOP_S = 30.0  # what a generator is given to end by itself
 IMPORTING = "importing torch"
 
 
@@ -140,6 +137,7 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
         config = _config(None, argv)
         case = variant(SCRIPTED[key], config.forward)
         from hybridgraph.ipc.address import require_short
+        from hybridgraph.pair import generator_process
 
         if config.socket is not None:
             raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
@@ -151,7 +149,7 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
             path = Path(directory) / "socket"
             require_short(path)
             say(f"starting {GENERATORS[key]}")
-            with _generator(GENERATORS[key], [*argv, "--socket", str(path)]):
+            with generator_process(GENERATORS[key], [*argv, "--socket", str(path)]):
                 _measure_generator(path, config, case, GENERATORS[key])
         return 0
 
@@ -211,36 +209,6 @@ def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferCl
     from hybridgraph.client import GeneratorClient
 
     return GeneratorClient
-
-
-@contextmanager
-def _generator(script: str, argv: Sequence[str]) -> Iterator[None]:
-    """A generator process of our own, listening when the block starts and gone when it ends."""
-    from hybridgraph.client import RequestFailed
-
-    command = [sys.executable, str(ROOT / script), *argv]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent) as process:
-        try:
-            assert process.stdout is not None
-            if not process.stdout.readline().startswith("listening"):
-                code = process.wait()
-                ended = AlreadyTold if code == 2 else UserError
-                raise ended(f"the generator {script} ended before it listened (exit code {code})")
-            yield
-        except RequestFailed as failure:
-            if failure.kind != "start":
-                raise
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_S)  # it says why on this terminal, and ends
-            raise AlreadyTold(failure.reason) from None
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                say(f"{script} did not end within {STOP_S:g} s: it is killed")
-                process.kill()
 
 
 @contextmanager

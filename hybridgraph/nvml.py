@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Nvml:
-    """A session about the GPU ``uuid``. What it, or a virtual machine around it, does not tell is answered as that."""
+    """A session about the GPU ``uuid``. A value that the driver refuses becomes the text ``not told: REASON``."""
 
     def __init__(self, uuid: str) -> None:
         import pynvml

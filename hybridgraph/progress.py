@@ -6,11 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Advance = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
+
+
+def nobody(*_: object) -> None:
+    """A callback nobody listens to."""
 
 
 @contextmanager
-def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[Advance]:
+def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[OnProgress]:
     """Yield ``advance(label, done, total)``: one bar a label, silent where standard error is no terminal.
 
     A new label completes those before it, and so does the end. ``ticking`` redraws the elapsed time as well, in a
@@ -42,5 +46,5 @@ def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[Adva
 
 def say(text: str) -> None:
     """One line to a person, on standard error: standard output is for results."""
-    sys.stderr.write(f"{text}\n")  # at once: another process may write there, and this one may be ended behind it
+    sys.stderr.write(f"{text}\n")  # in one write: lines of two processes do not mix
     sys.stderr.flush()

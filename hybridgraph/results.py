@@ -20,6 +20,7 @@ from typing import Any
 
 from hybridgraph.cases import CASES, PEERS
 from hybridgraph.errors import UserError
+from hybridgraph.files import write_atomically, writing
 from hybridgraph.records import (
     DECODE_COLUMNS,
     GRAPH_PATHS,
@@ -32,32 +33,9 @@ from hybridgraph.records import (
     SourceInfo,
 )
 from hybridgraph.rows import Row, decode_row, known, p99_row, ttft_row
+from hybridgraph.run_record import ENVIRONMENT, read_environment
 
-ENVIRONMENT = "environment.json"
 SUFFIXES = ("_ttft.csv", "_p99.csv", "_decode.csv", "_samples.jsonl")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` in one step: a reader, or a crash, sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with _writing(path):
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
@@ -65,7 +43,7 @@ def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
     if not old:
         return None
     kept = directory / "previous" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
-    with _writing(kept):
+    with writing(kept):
         kept.mkdir(parents=True)
         for path in old:
             path.replace(kept / path.name)
@@ -103,7 +81,7 @@ class ResultFiles:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Only one run of a case at a time writes here; raises UserError where another one does."""
-        with _writing(self.directory):
+        with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = (self.directory / f".{self.name}.lock").open("w")
         with lock:
@@ -160,7 +138,7 @@ class ResultWriter:
     def add(self, row: Sequence[Sample]) -> None:
         """Store one row: all samples of one phase at one length, in one write."""
         path = self._files.path("_samples.jsonl")
-        with _writing(path), path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(asdict(sample)) + "\n" for sample in row))
             file.flush()
             os.fsync(file.fileno())
@@ -202,51 +180,3 @@ def _as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
 
 def _cell(value: Any) -> Any:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-
-
-def update_environment(directory: Path, section: str, name: str, entry: Any) -> None:
-    """Set ``environment.json``'s ``section`` (``cases`` or ``not_run``) entry of the case ``name``, keeping the others.
-
-    A case that ran is no longer among those that did not.
-    """
-    path = directory / ENVIRONMENT
-    with _writing(path):
-        directory.mkdir(parents=True, exist_ok=True)
-    with _writing(path), (directory / ".environment.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        content = read_environment(path)
-        content[section][name] = entry
-        if section == "cases":
-            content["not_run"].pop(name, None)
-        write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
-
-
-def read_environment(path: Path) -> dict[str, dict[str, Any]]:
-    """What ``update_environment`` has written; nothing where it has not. Raises UserError for another file."""
-    content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}}
-    try:
-        content |= json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return content
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is no JSON object: move it away") from None
-    if not all(isinstance(section, dict) for section in content.values()):
-        raise UserError(f"{path} is no environment: it needs objects 'cases' and 'not_run'; move it away")
-    for name, case in content["cases"].items():
-        parts = ("stats", "gpu_spent", "identity", "configuration")
-        if not (isinstance(case, dict) and all(isinstance(case.get(part, {}), dict) for part in parts)):
-            raise UserError(f"{path} is no environment: its case {name} is no object of objects; move it away")
-    return content
-
-
-def known_of_run(directory: Path, name: str, run_id: str) -> dict[str, Any]:
-    """What ``environment.json`` holds of the run ``run_id`` of the case ``name``; nothing of another run."""
-    case: dict[str, Any] = read_environment(directory / ENVIRONMENT)["cases"].get(name, {})
-    return case if case.get("identity", {}).get("run_id") == run_id else {}
-
-
-def record_not_run(directory: Path, name: str, reason: str) -> None:
-    """Leave word of why the case ``name`` has no results: its column in the tables will say so."""
-    update_environment(directory, "not_run", name, reason)

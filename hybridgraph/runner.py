@@ -29,7 +29,8 @@ from hybridgraph.progress import progress_bars, say
 from hybridgraph.prompts import Prompts, RandomPrompts
 from hybridgraph.provenance import project_commit
 from hybridgraph.records import PHASES, Phase, Request, RunIdentity, Sample, SourceInfo, TokenSource, Warmth
-from hybridgraph.results import ResultFiles, ResultWriter, known_of_run, update_environment
+from hybridgraph.results import ResultFiles, ResultWriter
+from hybridgraph.run_record import known_of_run, update_environment
 
 DECODE_REQUESTS = 5
 # What may differ where a run goes on: names of the run and of places, and what is printed.
@@ -60,9 +61,8 @@ def missing_lengths(writer: ResultWriter, phase: Phase, count: int, config: Conf
 
 
 def measure_missing(loop: MeasuringLoop, source: TokenSource, config: Config, case: Case, writer: ResultWriter) -> None:
-    """Measure row by row, each on disk before the next; beside them, what identifies and what cannot be measured."""
+    """Measure row by row, each on disk before the next; ``environment.json`` is written before the first."""
     directory, name = config.output_path, case.name
-    # Written before the first request and with every row, so that none on disk lacks its environment.
     spent = known_of_run(directory, name, writer.identity.run_id).get("gpu_spent", {})
     environment = {
         "identity": asdict(writer.identity),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -22,7 +21,7 @@ from typing import Any, Protocol
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import Listener
 from hybridgraph.ipc.channel import IDLE_SPIN_S, SPIN_S
-from hybridgraph.ipc.hub import HELLO_TIMEOUT_S, Connection, Hub
+from hybridgraph.ipc.connections import HELLO_TIMEOUT_S, Connection, Hub
 from hybridgraph.ipc.messages import (
     Cancel,
     Done,
@@ -39,6 +38,7 @@ from hybridgraph.ipc.messages import (
     ToServer,
 )
 from hybridgraph.lending import Lease, LeaseMessage, SharingEngine, one_line
+from hybridgraph.progress import OnProgress, say
 from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.signals import Stopped, StopSignals
 from hybridgraph.waiting import Job, Line
@@ -76,16 +76,13 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-ProgressCallback = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
-
-
 def log_to_stderr(text: str) -> None:
-    print(f"generator: {text}", file=sys.stderr, flush=True)
+    say(f"generator: {text}")
 
 
 def serve(
     listener: Listener,
-    open_engine: Callable[[ProgressCallback], Engine],
+    open_engine: Callable[[OnProgress], Engine],
     *,
     on_ready: Callable[[], None] = lambda: None,
     log: Callable[[str], None] = log_to_stderr,
@@ -147,9 +144,9 @@ class Server:
         self._state: Progress | Ready | Failed = Progress(stage="starting", done=0, total=0)
         self._counts = Counter(clients=0, done=0, failed=0, cancelled=0)
 
-    def show_progress(self, stage: str, done: int, total: int, detail: str = "") -> None:
+    def show_progress(self, stage: str, done: int, total: int) -> None:
         """Tell every client how far the engine's start is, and let new ones in."""
-        self._state = Progress(stage=stage, done=done, total=total, detail=detail)
+        self._state = Progress(stage=stage, done=done, total=total)
         self._hub.broadcast(self._state)
         self._hub.poll(0.0)
 
@@ -176,7 +173,7 @@ class Server:
             self._fail(job, kind, error)
         self._state = Failed(request=None, kind=kind, error=error)
         self._hub.broadcast(self._state)
-        for _ in range(2):  # lets in who stands at the door, then reads their Hello and tells them too
+        for _ in range(2):  # accepts pending connections, then reads their Hello and tells them too
             self._hub.poll(0.0)
 
     def close(self) -> None:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
-from hybridgraph.client import SILENCE_S, GeneratorLink, OnProgress, OnQueued, nobody
+from hybridgraph.client import SILENCE_S, GeneratorLink, OnQueued
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.buffers import SHARED_NAMES, ImportedBuffer
 from hybridgraph.ipc.messages import DecodeStep, Finished, GetStats, Prefill, Ready, Replayed, Share, Shared, Stats
 from hybridgraph.ops import DynamicOps, dynamic_ops
+from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceTimer
 

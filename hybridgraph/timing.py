@@ -1,6 +1,8 @@
-"""Points in a device's work, by CUDA events: the time between two, and the wait for one."""
+"""Time: of a device between two of its events, of the host between two laps; and the wait for a device."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 
@@ -43,3 +45,15 @@ class DeviceMark:
     def wait(self) -> None:
         if self._event:
             self._event.synchronize()
+
+
+class Stopwatch:
+    """Milliseconds between laps."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def lap_ms(self) -> float:
+        now = time.perf_counter()
+        elapsed, self._at = (now - self._at) * 1e3, now
+        return elapsed

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hybridgraph.ipc.hub import Connection
+from hybridgraph.ipc.connections import Connection
 from hybridgraph.ipc.messages import Generate, Queued, Share
 
 

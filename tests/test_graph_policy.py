@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from hybridgraph.graphs.policy import ExactRule, GraphCache, PaddedRule, Piece
+from hybridgraph.graphs.policy import Chunk, ExactRule, GraphCache, PaddedRule
 
 
 def filled(rule: ExactRule | PaddedRule, lengths: list[int], max_graphs: int = 50) -> GraphCache[str]:
@@ -42,15 +42,15 @@ def test_padding_is_bounded(length: int) -> None:
 
 def test_a_long_prompt_runs_in_full_pieces_and_a_padded_one() -> None:
     captured = range(10, 501, 10)
-    assert PaddedRule().split(1210, captured, 2048) == [Piece(0, 500), Piece(500, 500), Piece(1000, 210)]
-    assert PaddedRule().split(1003, captured, 2048) == [Piece(0, 500), Piece(500, 500), Piece(1000, 10)]
-    assert PaddedRule().split(800, [500, 400], 2048) == [Piece(0, 500), Piece(500, 400)]
+    assert PaddedRule().split_into_chunks(1210, captured, 2048) == [Chunk(0, 500), Chunk(500, 500), Chunk(1000, 210)]
+    assert PaddedRule().split_into_chunks(1003, captured, 2048) == [Chunk(0, 500), Chunk(500, 500), Chunk(1000, 10)]
+    assert PaddedRule().split_into_chunks(800, [500, 400], 2048) == [Chunk(0, 500), Chunk(500, 400)]
 
 
 @pytest.mark.parametrize(
     ("length", "captured", "max_length", "because"),
     [
-        (300, [80], 512, "pieces of few tokens cost as much as many"),
+        (300, [80], 512, "chunks of few tokens cost as much as many"),
         (5000, [100], 8192, "the weights would be read too often"),
         (250, [100, 90], 512, "the rest has no graph within the padding bound"),
         (590, [500, 100], 595, "padding would lie beyond the positions"),
@@ -58,28 +58,28 @@ def test_a_long_prompt_runs_in_full_pieces_and_a_padded_one() -> None:
     ],
 )
 def test_what_is_not_worth_pieces(length: int, captured: list[int], max_length: int, because: str) -> None:
-    assert PaddedRule().split(length, captured, max_length) is None, because
+    assert PaddedRule().split_into_chunks(length, captured, max_length) is None, because
 
 
 @pytest.mark.parametrize("repetition", range(200))
 def test_pieces_hold_the_prompt_within_the_bounds(repetition: int) -> None:
     captured = random.sample(range(1, 600), random.randint(1, 60))
     length = random.randint(81, 2048)
-    pieces = PaddedRule().split(length, captured, 2048) or []
-    for piece, following in pairwise(pieces):
-        assert piece.key > 80 and piece.end == following.start
-    if pieces:
-        assert len(pieces) <= 8 and {piece.key for piece in pieces} <= set(captured)
-        assert pieces[0].start == 0 and pieces[-1].start < length <= pieces[-1].end <= min(1.125 * length, 2048)
+    chunks = PaddedRule().split_into_chunks(length, captured, 2048) or []
+    for chunk, following in pairwise(chunks):
+        assert chunk.key > 80 and chunk.end == following.start
+    if chunks:
+        assert len(chunks) <= 8 and {chunk.key for chunk in chunks} <= set(captured)
+        assert chunks[0].start == 0 and chunks[-1].start < length <= chunks[-1].end <= min(1.125 * length, 2048)
 
 
 def test_pieces_are_used_and_their_length_is_worth_its_own_graph() -> None:
     cache = filled(PaddedRule(), [100, 200, 150])
-    assert [piece.key for piece, _ in cache.look_up_pieces(400) or []] == [200, 200]
+    assert [chunk.key for chunk, _ in cache.look_up_chunks(400) or []] == [200, 200]
     assert cache.lengths == [100, 150, 200]
     cache.served(400, 200, "chunked")
     assert cache.next_wanted() == 400
-    assert filled(ExactRule(), [100, 200]).look_up_pieces(400) is None
+    assert filled(ExactRule(), [100, 200]).look_up_chunks(400) is None
 
 
 def test_a_padded_length_is_worth_an_exact_graph() -> None:

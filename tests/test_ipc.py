@@ -13,7 +13,7 @@ import pytest
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import MAX_PATH_BYTES, fresh_socket_path, listen, peer_uid
 from hybridgraph.ipc.channel import FrameReader
-from hybridgraph.ipc.hub import Hub
+from hybridgraph.ipc.connections import Hub
 from hybridgraph.ipc.messages import (
     HELLO,
     LENGTH_PREFIX,

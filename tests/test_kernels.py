@@ -69,7 +69,7 @@ def same(name: str, *values: Any, **named: Any) -> tuple[Tensor, Tensor]:
 @pytest.fixture(params=HEADS, ids=lambda heads: "-".join(map(str, heads)))
 def attention(request: pytest.FixtureRequest) -> Attention:
     queries, keys, dim, has_norms = request.param
-    heads = Heads(queries=queries, keys=keys, dim=dim, scale=dim**-0.5, eps=EPS)
+    heads = Heads(num_heads=queries, num_kv_heads=keys, head_dim=dim, scale=dim**-0.5, eps=EPS)
     weights = [1 + rows(dim) / 4 for _ in range(2)]
     angles = torch.rand(POSITIONS, dim // 2, device=DEVICE) * 6
     length = randint(1, POSITIONS - 1)
@@ -154,8 +154,8 @@ def test_prompt_attention(attention: Attention, length: int, in_pieces: bool) ->
     plain_qkv = qkv.float()
     for slots in (attention.triton.keys, attention.triton.values):
         slots[:, before:] = torch.nan
-    TritonKernels().rotate_store(qkv, heads.queries, start, heads, norms, attention.triton)
-    ReferenceKernels().rotate_store(plain_qkv, heads.queries, start, heads, plain_norms(norms), attention.plain)
+    TritonKernels().rotate_store(qkv, heads.num_heads, start, heads, norms, attention.triton)
+    ReferenceKernels().rotate_store(plain_qkv, heads.num_heads, start, heads, plain_norms(norms), attention.plain)
     assert_close(qkv[:, : heads.query_width], plain_qkv[:, : heads.query_width])
     assert_close(attention.triton.keys[:, :end], attention.plain.keys[:, :end])
     assert_close(attention.triton.values[:, :end], attention.plain.values[:, :end])

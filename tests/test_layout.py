@@ -33,11 +33,11 @@ LAYERS: dict[str, int] = {
     name: layer
     for layer, names in enumerate(
         (
-            "errors output progress signals config cases records prompts shapes provenance"
-            " stats roofline rows results summary",
+            "errors files output progress signals config cases records prompts shapes provenance"
+            " stats roofline rows run_record results summary",
             "nvml environment hub model buffers timing ops forward graphs engine",
             "ipc server client shared_client lending waiting",
-            "runner sources build main",
+            "runner sources build pair main",
         )
     )
     for name in names.split()

@@ -18,7 +18,8 @@ from hybridgraph.errors import UserError
 from hybridgraph.main import main
 from hybridgraph.prompts import RandomPrompts, TextPrompts
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
-from hybridgraph.results import ResultFiles, record_not_run
+from hybridgraph.results import ResultFiles
+from hybridgraph.run_record import record_not_run
 from hybridgraph.runner import measure, protocol_name
 from hybridgraph.stats import percentile
 

@@ -14,9 +14,9 @@ from torch import Tensor
 class KVCache:
     """One static key-value cache, owned by the engine; a forward writes and reads it in place.
 
-    What an earlier request left behind the current one's positions is hidden, not cleared. Where it holds no numbers
-    (a prompt overflowed half precision), a forward that multiplies the whole cache by zeros there gives none either;
-    the Triton kernels do not read it.
+    What an earlier request left behind the current one's positions is masked, not cleared. NaN left there by a prompt
+    that overflowed half precision spoils later requests of a forward that multiplies masked values by zero, as
+    PyTorch's attention does; the Triton kernels do not read them.
     """
 
     keys: Tensor  # [layers, kv_heads, positions, head_dim]
@@ -46,8 +46,8 @@ class Forward(Protocol):
         ...
 
     @property
-    def chunks(self) -> bool:
-        """Whether a prompt may come in several pieces; otherwise ``start`` is always 0."""
+    def supports_chunks(self) -> bool:
+        """Whether a prompt may come in several chunks; otherwise ``start`` is always 0."""
         ...
 
     def prepare(self, lengths: Sequence[int]) -> None:
@@ -55,10 +55,10 @@ class Forward(Protocol):
         ...
 
     def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: Any, logits: Tensor) -> None:
-        """Run a prompt, or the next piece of one.
+        """Run a prompt, or the next chunk of one.
 
         ``ids``: int64 [>= start + length], the prompt, padded on the right; ``start``, ``last``: int64 [1],
-        the index of the piece's first id and that of the last real id in it. Writes keys and values of positions
+        the index of the chunk's first id and that of the last real id in it. Writes keys and values of positions
         start … start+length-1 into ``cache`` (those of padding are overwritten before anything reads them)
         and the logits of position ``last`` into ``logits`` [vocab], in the model's precision.
         """

@@ -41,7 +41,7 @@ class FusedForward:
     """
 
     name = "fused"
-    chunks = True
+    supports_chunks = True
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels | None = None) -> None:
         weights = merge_weights(model)
@@ -61,7 +61,7 @@ class FusedForward:
                 f"the model attends over a window of {weights.window}, less than the {positions} positions asked for: "
                 "lower --max-seq-len"
             )
-        shape = (len(weights.layers), self._heads.keys, positions, self._heads.dim)
+        shape = (len(weights.layers), self._heads.num_kv_heads, positions, self._heads.head_dim)
         like = weights.embedding
         angles = torch.arange(positions, device=like.device).float()[:, None] * weights.inv_freq
         return FusedCache(
@@ -97,7 +97,7 @@ class FusedForward:
         """Add ``layer`` to ``hidden``; returns it normed for the layer ``after``."""
         kernels, heads, eps = self._kernels, self._heads, self._weights.eps
         qkv = kernels.linear(normed, layer.qkv, layer.qkv_bias)
-        kernels.rotate_store(qkv, heads.queries, start, heads, layer.head_norms, slots)
+        kernels.rotate_store(qkv, heads.num_heads, start, heads, layer.head_norms, slots)
         attended = kernels.attend(qkv, start, heads, slots)
         normed = kernels.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, eps)
         gated = kernels.linear_swiglu(normed, layer.gate_up)

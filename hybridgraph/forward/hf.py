@@ -24,7 +24,7 @@ class StaticHFForward:
 
     name = "hf"
     kernels = "torch"
-    chunks = False
+    supports_chunks = False
 
     def __init__(self, model: PreTrainedModel, positions: int) -> None:
         config = model.config.get_text_config()
@@ -120,7 +120,7 @@ class EagerHFForward:
 
     name = "hf"
     kernels = "torch"
-    chunks = False
+    supports_chunks = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         parameters = inspect.signature(model.forward).parameters

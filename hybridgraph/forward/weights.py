@@ -64,9 +64,9 @@ def merge_weights(model: PreTrainedModel) -> ModelWeights:
         final_norm=decoder.norm.weight.detach(),
         head=model.lm_head.weight.detach(),
         heads=Heads(
-            queries=config.num_attention_heads,
-            keys=config.num_key_value_heads,
-            dim=attention.head_dim,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=attention.head_dim,
             scale=float(attention.scaling),
             eps=float(config.rms_norm_eps),
         ),

@@ -6,6 +6,7 @@ import sys
 import threading
 
 from hybridgraph.graphs.pool import GraphPool
+from hybridgraph.progress import say
 
 SWITCH_INTERVAL_S = 1e-4
 
@@ -58,4 +59,4 @@ class BackgroundCapture:
             self._pool.capture_in_background(length)
         except Exception as error:
             self._pool.give_up(length)
-            print(f"background capture of length {length} failed: {error}", file=sys.stderr, flush=True)
+            say(f"background capture of length {length} failed: {error}")

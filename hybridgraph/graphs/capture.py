@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,15 +209,3 @@ def _collector_off() -> Iterator[None]:
 def backend_for(device: torch.device) -> GraphBackend:
     """CUDA Graphs on a GPU; elsewhere the emulation, which says so in its name."""
     return CudaGraphs(device) if device.type == "cuda" else EmulatedGraphs()
-
-
-class Stopwatch:
-    """Milliseconds between laps."""
-
-    def __init__(self) -> None:
-        self._at = time.perf_counter()
-
-    def lap_ms(self) -> float:
-        now = time.perf_counter()
-        elapsed, self._at = (now - self._at) * 1e3, now
-        return elapsed

@@ -19,12 +19,12 @@ RECENT_LENGTHS = 64  # lengths a rule remembers to capture
 FLAT_LENGTH = 80
 FEW_TOKENS = 16
 MAX_WASTE = 1 / 8
-# A long prompt in pieces reads the weights once for each: pieces that fill the chip cost little more than the whole.
-MAX_PIECES = 8
+# A long prompt in chunks reads the weights once for each: chunks that fill the chip cost little more than the whole.
+MAX_CHUNKS = 8
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """A part of a prompt, from its id ``start`` on, and the captured length ``key`` that runs it."""
 
     start: int
@@ -45,8 +45,8 @@ class Rule(Protocol):
         """The captured length that serves ``length``, or None."""
         ...
 
-    def split(self, length: int, captured: Collection[int], max_length: int) -> list[Piece] | None:
-        """The pieces in which graphs of ``captured`` serve ``length`` that none serves whole, or None."""
+    def split_into_chunks(self, length: int, captured: Collection[int], max_length: int) -> list[Chunk] | None:
+        """The chunks in which graphs of ``captured`` serve ``length`` that none serves whole, or None."""
         ...
 
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
@@ -66,7 +66,7 @@ class ExactRule:
     def choose(self, length: int, captured: Collection[int]) -> int | None:
         return length if length in captured else None
 
-    def split(self, length: int, captured: Collection[int], max_length: int) -> list[Piece] | None:
+    def split_into_chunks(self, length: int, captured: Collection[int], max_length: int) -> list[Chunk] | None:
         return None
 
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
@@ -87,20 +87,20 @@ class PaddedRule:
         longest = max(FEW_TOKENS, 2 * length) if length <= FLAT_LENGTH else int(length * (1 + MAX_WASTE))
         return min((key for key in captured if length <= key <= longest), default=None)
 
-    def split(self, length: int, captured: Collection[int], max_length: int) -> list[Piece] | None:
-        """Full pieces, the longest first, until the rest fits a graph; padding is bounded as for one graph."""
+    def split_into_chunks(self, length: int, captured: Collection[int], max_length: int) -> list[Chunk] | None:
+        """Full chunks, the longest first, until the rest fits a graph; padding is bounded as for one graph."""
         longest_end = min(int(length * (1 + MAX_WASTE)), max_length)
-        pieces: list[Piece] = []
+        chunks: list[Chunk] = []
         start = 0
-        while len(pieces) < MAX_PIECES:
+        while len(chunks) < MAX_CHUNKS:
             rest = length - start
             last = min((key for key in captured if rest <= key <= longest_end - start), default=None)
             full = max((key for key in captured if FLAT_LENGTH < key < rest), default=None)
             if last is not None:
-                return [*pieces, Piece(start, last)]
+                return [*chunks, Chunk(start, last)]
             if full is None:
                 break
-            pieces.append(Piece(start, full))
+            chunks.append(Chunk(start, full))
             start += full
         return None
 
@@ -171,14 +171,14 @@ class GraphCache(Generic[Graph]):
         self._graphs.move_to_end(key)
         return key, self._graphs[key]
 
-    def look_up_pieces(self, length: int) -> list[tuple[Piece, Graph]] | None:
+    def look_up_chunks(self, length: int) -> list[tuple[Chunk, Graph]] | None:
         """As ``look_up``, for a length that no graph serves whole."""
-        pieces = self.rule.split(length, self._graphs, self._max_length)
-        if pieces is None:
+        chunks = self.rule.split_into_chunks(length, self._graphs, self._max_length)
+        if chunks is None:
             return None
-        for piece in pieces:
-            self._graphs.move_to_end(piece.key)
-        return [(piece, self._graphs[piece.key]) for piece in pieces]
+        for chunk in chunks:
+            self._graphs.move_to_end(chunk.key)
+        return [(chunk, self._graphs[chunk.key]) for chunk in chunks]
 
     def served(self, length: int, key: int, path: GraphPath) -> None:
         """Count an answer, and remember what it makes worth capturing (the latest wish is granted first)."""

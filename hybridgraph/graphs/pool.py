@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -11,12 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
-from hybridgraph.graphs.capture import MIB, CaptureCost, CapturedGraph, GraphBackend, Stopwatch
-from hybridgraph.graphs.policy import GraphCache, Piece
+from hybridgraph.graphs.capture import MIB, CaptureCost, CapturedGraph, GraphBackend
+from hybridgraph.graphs.policy import Chunk, GraphCache
 from hybridgraph.graphs.turn import Turn
+from hybridgraph.progress import OnProgress, say
 from hybridgraph.records import GraphPath
+from hybridgraph.timing import Stopwatch
 
-Progress = Callable[[str, int, int], None]
 DECODE = 0  # the decode graph's key among the costs; no prompt has this length
 
 
@@ -24,8 +24,8 @@ class Capturable(Protocol):
     """The static operations, bound to the engine's buffers."""
 
     @property
-    def chunks(self) -> bool:
-        """Whether a prompt may be run in several pieces."""
+    def supports_chunks(self) -> bool:
+        """Whether a prompt may be run in several chunks."""
         ...
 
     def run_prefill(self, length: int) -> None:
@@ -45,17 +45,17 @@ class Capturable(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How one prompt runs: at which captured length (its longest piece's), counted as what, by calling what."""
+    """How one prompt runs."""
 
-    key: int
+    key: int  # the captured length, of several chunks the longest
     path: GraphPath
     run: Callable[[], None]
-    room: int  # how many ids that reads, padding included
+    padded_length: int  # how many ids ``run`` reads
 
 
 def eagerly(static: Capturable, length: int) -> Plan:
     """The plan without any graph."""
-    return Plan(length, "eager", lambda: static.run_prefill(length), room=length)
+    return Plan(length, "eager", lambda: static.run_prefill(length), padded_length=length)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class GraphPool:
         self._hopeless: set[int] = set()  # lengths whose capture failed: to try again would cost the others theirs
         self._decode: CapturedGraph | None = None
 
-    def precapture(self, lengths: Iterable[int], progress: Progress) -> None:
+    def precapture(self, lengths: Iterable[int], progress: OnProgress) -> None:
         """Capture before serving: the longest first, so that the pool's memory grows once."""
         wanted = sorted(set(lengths), reverse=True)
         progress("capturing graphs", 0, len(wanted) + 1)
@@ -98,12 +98,12 @@ class GraphPool:
         """How a prompt of ``length`` will run; its graph is captured now if it has to be. Turn held until it ran."""
         if (found := self.cache.look_up(length)) is not None:
             key, graph = found
-            return Plan(key, "exact" if key == length else "padded", graph.replay, room=key)
-        if self._static.chunks and (pieces := self.cache.look_up_pieces(length)) is not None:
-            longest = max(piece.key for piece, _ in pieces)
-            return Plan(longest, "chunked", lambda: self._replay_pieces(pieces, length), room=pieces[-1][0].end)
+            return Plan(key, "exact" if key == length else "padded", graph.replay, padded_length=key)
+        if self._static.supports_chunks and (chunks := self.cache.look_up_chunks(length)) is not None:
+            longest, end = max(chunk.key for chunk, _ in chunks), chunks[-1][0].end
+            return Plan(longest, "chunked", lambda: self._replay_chunks(chunks, length), padded_length=end)
         if self._capture_or_make_room(length) and (found := self.cache.look_up(length)) is not None:
-            return Plan(length, "captured", found[1].replay, room=length)
+            return Plan(length, "captured", found[1].replay, padded_length=length)
         return eagerly(self._static, length)
 
     def served(self, length: int, plan: Plan) -> None:
@@ -159,9 +159,9 @@ class GraphPool:
                 graph.free()
             self._decode = None
 
-    def _replay_pieces(self, pieces: list[tuple[Piece, CapturedGraph]], length: int) -> None:
-        for piece, graph in pieces:
-            self._static.point_at(piece.start, min(piece.end, length) - 1)
+    def _replay_chunks(self, chunks: list[tuple[Chunk, CapturedGraph]], length: int) -> None:
+        for chunk, graph in chunks:
+            self._static.point_at(chunk.start, min(chunk.end, length) - 1)
             graph.replay()
         self._static.point_at(0, length - 1)  # whoever places the next prompt counts on the first id
 
@@ -180,17 +180,17 @@ class GraphPool:
                         graph.free()
             except RuntimeError as error:
                 self.cache.counters.failed += 1
-                print(f"capture of length {length} failed: {error}", file=sys.stderr, flush=True)
+                say(f"capture of length {length} failed: {error}")
                 break
         self._hopeless.add(length)
         return False
 
-    def _park(self) -> None:
+    def _point_at_start(self) -> None:
         """Point at the first id: the request before may have left its last one beyond a shorter prompt."""
         self._static.point_at(0, 0)
 
     def _add(self, length: int) -> None:
-        self._park()
+        self._point_at_start()
         with self._capturing:
             if (recorded := self._finished.pop(length, None)) is None:
                 recorded = _Recorded(*self._record(length, rehearse=False), uploaded=False)
@@ -231,7 +231,7 @@ class GraphPool:
 
     def _first_replays(self, graph: CapturedGraph, cost: dict[str, Any]) -> None:
         """Pay for the upload, and time a replay: with the turn held, because they run on the live buffers."""
-        self._park()
+        self._point_at_start()
         watch = Stopwatch()
         for name in ("first_replay_ms", "replay_ms"):
             graph.replay()

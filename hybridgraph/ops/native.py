@@ -18,7 +18,7 @@ def preprocess(staged: Tensor, static: Tensor, last: Tensor) -> None:
 def sample(logits: Tensor, draw: Tensor) -> Tensor:
     probabilities = torch.softmax(logits.float() / draw[0], dim=-1)
     cumulative = torch.cumsum(probabilities, dim=-1)
-    # Scaled by the last sum, which rounding leaves just beside 1, so that every draw below 1 finds an id.
+    # The last sum is not exactly 1: scaled by it, every draw below 1 finds an id.
     return torch.searchsorted(cumulative, draw[1:] * cumulative[-1:], right=True).clamp_(max=logits.shape[-1] - 1)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.errors import UserError
 from hybridgraph.records import DECODE_COLUMNS, IDENTITY_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, RunIdentity
-from hybridgraph.results import ENVIRONMENT, read_environment
+from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"

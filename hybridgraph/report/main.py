@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hybridgraph.errors import UserError
 from hybridgraph.output import printing
+from hybridgraph.progress import say
 from hybridgraph.report.load import Results, load_results
 from hybridgraph.report.markdown import provenance, render
 from hybridgraph.report.plots import is_emulated, plot_growth, plot_table
@@ -42,7 +43,7 @@ def generate_final_tables(argv: Sequence[str] | None = None) -> int:
             if arguments.json:
                 print(json.dumps(_document(results, tables)))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     return 0
 

@@ -19,19 +19,19 @@ from torch import Tensor
 class Heads:
     """The attention's dimensions, and what is applied to queries and keys before their rotation."""
 
-    queries: int
-    keys: int  # key-value heads; divides ``queries``
-    dim: int
+    num_heads: int
+    num_kv_heads: int  # divides ``num_heads``
+    head_dim: int
     scale: float  # of the scores, before the softmax
     eps: float
 
     @property
     def query_width(self) -> int:
-        return self.queries * self.dim
+        return self.num_heads * self.head_dim
 
     @property
     def key_width(self) -> int:
-        return self.keys * self.dim
+        return self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class ReferenceKernels:
         slots.values.index_copy_(1, positions, values.transpose(0, 1))
 
     def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
-        q = queries[:, : heads.query_width].unflatten(1, (heads.queries, heads.dim)).transpose(0, 1)
+        q = queries[:, : heads.query_width].unflatten(1, (heads.num_heads, heads.head_dim)).transpose(0, 1)
         out = _attended(q, _positions(start, queries.shape[0]), heads, slots)
         return out.transpose(0, 1).reshape(queries.shape[0], heads.query_width)
 
@@ -75,12 +75,12 @@ class ReferenceKernels:
     ) -> Tensor:
         cos, sin = slots.cos.index_select(0, position), slots.sin.index_select(0, position)
         if store:
-            queries, keys, values = _split(qkv, heads.queries, heads)
+            queries, keys, values = _split(qkv, heads.num_heads, heads)
             rotated = self._rotated(keys, norms.key, heads.eps, cos, sin)
             slots.keys.index_copy_(1, position, rotated.transpose(0, 1))
             slots.values.index_copy_(1, position, values.transpose(0, 1))
         else:
-            queries = qkv.unflatten(1, (heads.queries, heads.dim))
+            queries = qkv.unflatten(1, (heads.num_heads, heads.head_dim))
         query = self._rotated(queries, norms.query, heads.eps, cos, sin).transpose(0, 1)
         return _attended(query, position, heads, slots).reshape(1, heads.query_width)
 
@@ -106,11 +106,11 @@ def _attended(queries: Tensor, positions: Tensor, heads: Heads, slots: Slots) ->
         slots.values[None],
         attn_mask=visible,
         scale=heads.scale,
-        enable_gqa=heads.keys != heads.queries,
+        enable_gqa=heads.num_kv_heads != heads.num_heads,
     )[0]
 
 
 def _split(qkv: Tensor, num_queries: int, heads: Heads) -> tuple[Tensor, ...]:
     """[n, (queries + 2 * keys) * dim] as views [n, heads, dim] of queries, keys and values."""
-    by_head = qkv.unflatten(1, (num_queries + 2 * heads.keys, heads.dim))
-    return by_head.split((num_queries, heads.keys, heads.keys), dim=1)
+    by_head = qkv.unflatten(1, (num_queries + 2 * heads.num_kv_heads, heads.head_dim))
+    return by_head.split((num_queries, heads.num_kv_heads, heads.num_kv_heads), dim=1)

@@ -105,12 +105,12 @@ class TritonKernels:
         self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
     ) -> None:
         most, warps = ROTATE_BLOCK
-        together = math.gcd(math.gcd(num_queries, heads.keys), most)
-        half = heads.dim // 2
+        together = math.gcd(math.gcd(num_queries, heads.num_kv_heads), most)
+        half = heads.head_dim // 2
         query_norm, key_norm = _norms(norms, slots)
         self._launch(
             rotate_store_kernel,
-            (qkv.shape[0], (num_queries + 2 * heads.keys) // together),
+            (qkv.shape[0], (num_queries + 2 * heads.num_kv_heads) // together),
             (
                 qkv,
                 start,
@@ -124,7 +124,7 @@ class TritonKernels:
                 heads.eps,
             ),
             NUM_QUERIES=num_queries,
-            NUM_KEYS=heads.keys,
+            NUM_KEYS=heads.num_kv_heads,
             HALF=half,
             BLOCK_HALF=triton.next_power_of_2(half),
             BLOCK_HEADS=together,
@@ -138,14 +138,14 @@ class TritonKernels:
         block_m, block_n, warps, stages = attend_blocks(length)
         self._launch(
             attend_kernel,
-            (heads.queries, triton.cdiv(length, block_m)),
+            (heads.num_heads, triton.cdiv(length, block_m)),
             (queries, start, slots.keys, slots.values, out, length),
             query_stride=queries.stride(0),
             out_stride=out.stride(0),
             head_stride=slots.keys.stride(0),
             scale=heads.scale * LOG2_E,
-            GROUP=heads.queries // heads.keys,
-            DIM=heads.dim,
+            GROUP=heads.num_heads // heads.num_kv_heads,
+            DIM=heads.head_dim,
             BLOCK_DIM=_block_dim(heads),
             BLOCK_M=block_m,
             BLOCK_N=block_n,
@@ -180,15 +180,15 @@ class TritonKernels:
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
     ) -> Tensor:
-        splits = max(1, min(64, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.keys)))
-        partial = torch.empty(heads.queries, splits, heads.dim, dtype=torch.float32, device=qkv.device)
-        summary = torch.empty(heads.queries, splits, 2, dtype=torch.float32, device=qkv.device)
+        splits = max(1, min(64, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.num_kv_heads)))
+        partial = torch.empty(heads.num_heads, splits, heads.head_dim, dtype=torch.float32, device=qkv.device)
+        summary = torch.empty(heads.num_heads, splits, 2, dtype=torch.float32, device=qkv.device)
         query_norm, key_norm = _norms(norms, slots)
-        group = heads.queries // heads.keys
-        shape = {"DIM": heads.dim, "BLOCK_DIM": _block_dim(heads), "SPLITS": splits}
+        group = heads.num_heads // heads.num_kv_heads
+        shape = {"DIM": heads.head_dim, "BLOCK_DIM": _block_dim(heads), "SPLITS": splits}
         self._launch(
             one_row_attend_kernel,
-            (heads.keys, splits),
+            (heads.num_kv_heads, splits),
             (qkv, position, slots.keys, slots.values, slots.cos, slots.sin, query_norm, key_norm, partial, summary),
             head_stride=slots.keys.stride(0),
             eps=heads.eps,
@@ -203,7 +203,7 @@ class TritonKernels:
             **shape,
         )
         out = qkv.new_empty(1, heads.query_width)
-        self._launch(combine_kernel, (heads.queries,), (partial, summary, out), num_warps=4, **shape)
+        self._launch(combine_kernel, (heads.num_heads,), (partial, summary, out), num_warps=4, **shape)
         return out
 
     def _gemv(
@@ -262,7 +262,7 @@ def _row_warps(width: int) -> int:
 
 
 def _block_dim(heads: Heads) -> int:
-    return max(16, triton.next_power_of_2(heads.dim))
+    return max(16, triton.next_power_of_2(heads.head_dim))
 
 
 def _norms(norms: HeadNorms, slots: Slots) -> tuple[Tensor, Tensor]:

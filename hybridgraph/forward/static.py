@@ -28,7 +28,7 @@ class StaticOperations:
     """Prefill and decode without arguments but a length, over one set of buffers and one cache of ``positions``."""
 
     def __init__(self, forward: Forward, buffers: StaticBuffers, positions: int) -> None:
-        self.chunks = forward.chunks
+        self.supports_chunks = forward.supports_chunks
         self._forward = forward
         self._buffers = buffers
         self._cache = forward.allocate_cache(positions)

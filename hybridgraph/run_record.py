@@ -1,0 +1,61 @@
+"""``environment.json``: what the runs of a directory were, beside their rows, and why other cases did not run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+from hybridgraph.errors import UserError
+from hybridgraph.files import write_atomically, writing
+
+ENVIRONMENT = "environment.json"
+
+
+def update_environment(directory: Path, section: str, name: str, entry: Any) -> None:
+    """Set ``environment.json``'s ``section`` (``cases`` or ``not_run``) entry of the case ``name``, keeping the others.
+
+    A case that ran is no longer among those that did not.
+    """
+    path = directory / ENVIRONMENT
+    with writing(path):
+        directory.mkdir(parents=True, exist_ok=True)
+    with writing(path), (directory / ".environment.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = read_environment(path)
+        content[section][name] = entry
+        if section == "cases":
+            content["not_run"].pop(name, None)
+        write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def read_environment(path: Path) -> dict[str, dict[str, Any]]:
+    """What ``update_environment`` has written; nothing where it has not. Raises UserError for another file."""
+    content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}}
+    try:
+        content |= json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return content
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is no JSON object: move it away") from None
+    if not all(isinstance(section, dict) for section in content.values()):
+        raise UserError(f"{path} is no environment: it needs objects 'cases' and 'not_run'; move it away")
+    for name, case in content["cases"].items():
+        parts = ("stats", "gpu_spent", "identity", "configuration")
+        if not (isinstance(case, dict) and all(isinstance(case.get(part, {}), dict) for part in parts)):
+            raise UserError(f"{path} is no environment: its case {name} is no object of objects; move it away")
+    return content
+
+
+def known_of_run(directory: Path, name: str, run_id: str) -> dict[str, Any]:
+    """What ``environment.json`` holds of the run ``run_id`` of the case ``name``; nothing of another run."""
+    case: dict[str, Any] = read_environment(directory / ENVIRONMENT)["cases"].get(name, {})
+    return case if case.get("identity", {}).get("run_id") == run_id else {}
+
+
+def record_not_run(directory: Path, name: str, reason: str) -> None:
+    """Leave word of why the case ``name`` has no results: its column in the tables will say so."""
+    update_environment(directory, "not_run", name, reason)
