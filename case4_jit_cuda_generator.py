@@ -1,8 +1,8 @@
 """Case 4, the generator: compiled dynamic operations and rolling CUDA Graphs, the hybrid.
 
-Varied against Case 2: preprocessing is compiled and pads to the nearest captured length, so any
-length runs on a graph that exists (10, 20, ... 500 before serving). ``--forward fused`` captures
-the JIT-fused forward over the same weights.
+Varied against Case 2: preprocessing is compiled and pads to the nearest captured length (10, 20,
+... 500 before serving), so that a prompt of up to 500 tokens never waits for a capture.
+``--forward fused`` captures the JIT-fused forward over the same weights.
 
     python case4_jit_cuda_generator.py --socket /tmp/case4/socket
 """
