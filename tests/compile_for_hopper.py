@@ -47,10 +47,10 @@ class CompiledOnly(TritonKernels):
 def compile_sampling() -> set[str]:
     """The kernels behind the graphs, for a vocabulary of several chunks; returns their names."""
     logits = torch.empty(2 * BLOCK + 5, dtype=torch.float16)
-    token, told = torch.zeros(1, dtype=torch.long), torch.zeros(20, dtype=torch.long)
+    token, token_host = torch.zeros(1, dtype=torch.long), torch.zeros(20, dtype=torch.long)
     numbers: dict[str, Any] = {"VOCAB": logits.numel(), "BLOCK": BLOCK, "num_warps": NUM_WARPS}
-    sample_kernel.warmup(logits, 0.7, 0.5, token, told, 3, CHUNKS=4, grid=(1,), **numbers)
-    greedy_kernel.warmup(logits, token, told, 3, grid=(1,), **numbers)
+    sample_kernel.warmup(logits, 0.7, 0.5, token, token_host, 3, BLOCKS=4, grid=(1,), **numbers)
+    greedy_kernel.warmup(logits, token, token_host, 3, grid=(1,), **numbers)
     return {"sample_kernel", "greedy_kernel"}
 
 

@@ -508,6 +508,21 @@ def test_gpu_a_failed_capture_leaves_the_process_able_to_capture(wide: LoadedMod
 
 
 @pytest.mark.gpu
+def test_gpu_a_background_capture_compiles_nothing(wide: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's compiler holds the interpreter for tens of milliseconds, and a request would wait for it."""
+    import triton
+
+    options = EngineOptions(ops="fused", forward="fused", precapture=(10, 40, 400), async_capture=False)
+    with open_engine(wide, options) as engine:
+        assert engine._pool is not None
+        compiled: list[str] = []
+        monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **kernel: compiled.append(kernel["repr"]))
+        for length in (1, 7, 33, 390):
+            engine._pool.capture_in_background(length)
+    assert compiled == []
+
+
+@pytest.mark.gpu
 def test_gpu_memory_is_stable_over_500_lengths_twice(wide: LoadedModel, random_ids: Ids) -> None:
     with open_engine(
         wide, EngineOptions(ops="native", graphs="exact", precapture=(500,), async_capture=False)

@@ -42,8 +42,9 @@ from hybridgraph.ipc.messages import (
     Token,
     encode,
 )
+from hybridgraph.progress import OnProgress
 from hybridgraph.records import Request
-from hybridgraph.server import Engine, ProgressCallback, Server, serve
+from hybridgraph.server import Engine, Server, serve
 from hybridgraph.signals import StopSignals
 
 SCRIPT = "case4_jit_cuda_generator.py"
@@ -500,7 +501,7 @@ def test_a_client_at_the_door_is_told_why_the_generator_ends(tmp_path: Path) -> 
     with listen(tmp_path / "socket") as listener:
         channels: list[ClientChannel] = []
 
-        def open_engine(_: ProgressCallback) -> Engine:
+        def open_engine(_: OnProgress) -> Engine:
             channels.append(ClientChannel.connect(listener.path, silence_s=5.0))
             channels[0].send(HELLO)
             raise UserError("unknown model 'x'")

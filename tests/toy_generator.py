@@ -16,8 +16,9 @@ from typing import Any
 
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import listen
+from hybridgraph.progress import OnProgress
 from hybridgraph.records import Report, Request, SourceInfo
-from hybridgraph.server import ProgressCallback, serve
+from hybridgraph.server import serve
 
 VOCAB_SIZE, MAX_SEQ_LEN = 100, 600
 BREAKS, SLOW = 7, 8
@@ -83,7 +84,7 @@ def main() -> int:
     parser.add_argument("--finish", type=float, default=2.0)
     options = parser.parse_args()
 
-    def open_engine(progress: ProgressCallback) -> ToyEngine:
+    def open_engine(progress: OnProgress) -> ToyEngine:
         end = time.monotonic() + options.start_s
         while time.monotonic() < end:
             progress("capturing graphs", 1, 3)

@@ -32,7 +32,8 @@ def attend_block(
     return new_max, total, mixed
 
 
-@triton.jit(do_not_specialize=["length"])  # one binary for every length
+# One binary for every length and buffer: a compilation behind a request would keep the interpreter from it.
+@triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["start"])
 def attend_kernel(
     queries,  # [length, query_stride]: rotated
     start,  # int64 [1]: the first query's position

@@ -24,7 +24,7 @@ def store_norm(x, scale, target, mask, eps, WIDTH: tl.constexpr):
     tl.store(target, (x * rstd * scale).to(target.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["start"])  # one binary for every buffer
 def embed_norm_kernel(
     ids, start, table, weight, hidden, normed, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
@@ -86,7 +86,7 @@ def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: t
     tl.store(out + row * WIDTH + cols, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["start"])
 def rotate_store_kernel(
     qkv,  # [rows, (NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF]
     start,  # int64 [1]: the first row's position
