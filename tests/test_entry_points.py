@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from architectures import tiny_model
@@ -120,6 +121,25 @@ def test_a_pair_whose_socket_would_have_too_long_a_path_is_told_so(tmp_path: Pat
     assert "a socket's path has at most 107" in reason and "TMPDIR" in reason
 
 
+def test_a_client_records_what_its_generator_was_opened_with(tmp_path: Path) -> None:
+    socket = tmp_path / "private" / "socket"
+    command = [sys.executable, "case4_jit_cuda_generator.py", "--device", "cpu", "--precapture", "10,20", "--seed", "3"]
+    with subprocess.Popen(
+        [*command, "--socket", str(socket)], cwd=ROOT, env=ENVIRON, stdout=subprocess.PIPE
+    ) as process:
+        wait_for(socket.exists, "it listens", process)
+        client = ("case4_jit_cuda_client.py", "--socket", str(socket), "--output-dir", str(tmp_path / "output"))
+        refused = start(*client, "--dtype", "bfloat16", *TINY)
+        assert "--dtype bfloat16: the generator at" in error_of(refused) and "has float32" in refused.stderr
+        assert start(*client, *TINY).returncode == 0
+        process.terminate()
+    case = json.loads((tmp_path / "output" / "environment.json").read_text())["cases"]["case4_jit_cuda"]
+    recorded = {name: case["configuration"][name] for name in ("model", "dtype", "precapture", "ops", "max_seq_len")}
+    assert recorded == {
+        "model": "tiny-llama", "dtype": "float32", "precapture": "10,20", "ops": "torchscript", "max_seq_len": 512
+    }  # fmt: skip
+
+
 def test_a_generator_that_cannot_start_says_why_once(tmp_path: Path) -> None:
     run = start("-m", "hybridgraph.main", "pair", "case4", "--device", "cuda", "--output-dir", str(tmp_path))
     line = error_of(run)
@@ -202,6 +222,10 @@ def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path: Path)
     assert lengths_in(output / "case1_baseline_p99.csv") == [10, 20, 30]
     first = (output / "case1_baseline_samples.jsonl").read_text()
 
+    other = start("case1_baseline.py", *flags, "--seed", "9", "--output-dir", str(output), "--resume")
+    assert "had seed 0, this one has 9" in error_of(other)
+    assert json.loads((output / "environment.json").read_text())["not_run"] == {}, "the run is as finished as before"
+
     second = start("case1_baseline.py", *TINY, "--output-dir", str(output))
     assert second.returncode == 0, second.stderr
     (aside,) = (output / "previous").glob("*/case1_baseline_samples.jsonl")
@@ -278,7 +302,7 @@ def wait_for_row(path: Path, process: "subprocess.Popen[str]") -> None:
     wait_for(path.exists, f"{path} is there", process)
 
 
-def wait_for(happened: Callable[[], bool], what: str, process: "subprocess.Popen[str] | None" = None) -> None:
+def wait_for(happened: Callable[[], bool], what: str, process: "subprocess.Popen[Any] | None" = None) -> None:
     deadline = time.monotonic() + 60.0
     while not happened():
         assert process is None or process.poll() is None, process.communicate()[1]
