@@ -16,6 +16,7 @@ WITHOUT="forward socket" check_flags "$about" "${FLAGS[@]}"
 set_up user
 hold_output_directory
 
+trap '' PIPE # whoever reads the messages may have seen enough: the measurement goes on
 trap 'stop_case 130' INT
 trap 'stop_case 143' TERM
 trap 'stop_case 129' HUP

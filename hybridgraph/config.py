@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS
 from hybridgraph.errors import UserError
+from hybridgraph.records import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 LOAD_FORMATS = ("dummy", "auto")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -102,8 +103,11 @@ class Config:
     def __post_init__(self) -> None:
         """Raise UserError for the first value that no run could use."""
         for name in ("model", "prompt_file", "output_dir", "socket"):
-            if getattr(self, name) == "":
+            value = getattr(self, name)
+            if value == "":
                 raise UserError(f"--{name.replace('_', '-')} is empty")
+            if value is not None and not value.isascii() and value != value.encode(errors="replace").decode():
+                raise UserError(f"--{name.replace('_', '-')} {value!a}: a name that is no UTF-8 cannot be recorded")
         if not self.prompt_lengths or min(self.prompt_lengths) < 1:
             raise UserError(f"--prompt-lengths {self.prompt_lengths}: a length is 1 or more")
         for name, least in (
@@ -119,8 +123,11 @@ class Config:
                 raise UserError(f"--{name.replace('_', '-')} {value}: from {least} to {MAX_ITERATIONS}")
         if not 0.0 <= self.pause_ms <= MAX_PAUSE_MS:
             raise UserError(f"--pause-ms {self.pause_ms:g}: from 0 to {MAX_PAUSE_MS}")
-        if not 0.0 < self.temperature <= 100.0:
-            raise UserError(f"--temperature {self.temperature}: above 0 and at most 100 (--greedy takes the likeliest)")
+        if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise UserError(
+                f"--temperature {self.temperature}: from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g} "
+                "(--greedy takes the likeliest)"
+            )
         if self.max_seq_len is not None and not 1 <= self.max_seq_len <= MAX_ITERATIONS:
             raise UserError(f"--max-seq-len {self.max_seq_len}: from 1 to {MAX_ITERATIONS}")
         if self.prompt_file is not None and self.load_format != "auto":

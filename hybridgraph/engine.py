@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.errors import UserError
-from hybridgraph.forward.static import StaticOperations, open_forward
+from hybridgraph.forward.static import open_static_operations
 from hybridgraph.graphs.background import BackgroundCapture
 from hybridgraph.graphs.capture import CapturedGraph, backend_for
 from hybridgraph.graphs.policy import RULES, GraphCache
@@ -84,17 +84,14 @@ class HybridEngine:
             self._buffers = StaticBuffers(
                 positions=options.positions, vocab_size=loaded.vocab_size, dtype=loaded.dtype, device=device
             )
-            forward = open_forward(
-                loaded.module, options.forward, options.positions, capturable=options.graphs != "none"
-            )
-            self._static = StaticOperations(forward, self._buffers, options.positions)
-        progress("compiling dynamic operations", 0, 1)
-        self._ops.compile(self._buffers)
-        self._facts: dict[str, Any] = {"kernels": forward.kernels, "ops_compile_ms": watch.lap_ms()}
-        if options.graphs != "none":
-            with out_of_memory_is_users(device):
+            captured = options.graphs != "none"
+            self._static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
+            progress("compiling dynamic operations", 0, 1)
+            self._ops.compile(self._buffers)
+            self._facts: dict[str, Any] = {"kernels": self._static.kernels, "ops_compile_ms": watch.lap_ms()}
+            if captured:
                 self._open_pool(options, device, progress)
-            self._facts["precapture_ms"] = watch.lap_ms()
+                self._facts["precapture_ms"] = watch.lap_ms()
         backend = self._pool.backend.name if self._pool else "none"
         self.info = replace(
             info, max_seq_len=options.positions, graph_backend=backend, ops=options.ops, forward=options.forward
@@ -179,7 +176,10 @@ class HybridEngine:
         return self._facts | (self._pool.stats() if self._pool else {})
 
     def close(self) -> None:
-        """Cancel the answer in progress, stop capturing and free every graph; what is asked for later is refused."""
+        """Cancel the answer in progress, stop capturing and free every graph; what is asked for later is refused.
+
+        From the thread that answers; an engine that is dropped without it stops capturing, too.
+        """
         self._closed = True
         for answer in list(self._answers):
             if getgeneratorstate(answer) == GEN_SUSPENDED:  # one that nobody has begun to read will say why it ends
@@ -265,6 +265,7 @@ class HybridEngine:
         self._pool.precapture(lengths, progress)
         if options.async_capture:
             self._background = BackgroundCapture(self._pool)
+            finalize(self, self._background.close).atexit = False
 
     def _plan(self, length: int) -> Plan:
         return self._pool.plan(length) if self._pool else eagerly(self._static, length)

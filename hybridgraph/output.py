@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 from hybridgraph.errors import UserError
 
@@ -20,6 +21,8 @@ def printing() -> Iterator[None]:
     if sys.stdout is None:  # closed by whoever started this process: print does nothing
         yield
         return
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no failure
     try:
         yield
         sys.stdout.flush()

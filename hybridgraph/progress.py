@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
 
@@ -20,7 +20,7 @@ def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[OnPr
     A new label completes those before it, and so does the end. ``ticking`` redraws the elapsed time as well, in a
     thread, which would wake up inside a measurement; ``shown``: whether anything is shown at all.
     """
-    if not (shown and sys.stderr.isatty()):
+    if not (shown and sys.stderr is not None and sys.stderr.isatty()):
         yield lambda label, done, total: None
         return
     from rich.console import Console
@@ -45,6 +45,8 @@ def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[OnPr
 
 
 def say(text: str) -> None:
-    """One line to a person, on standard error: standard output is for results."""
-    sys.stderr.write(f"{text}\n")  # in one write: lines of two processes do not mix
-    sys.stderr.flush()
+    """One line to a person, on standard error where there still is one: nothing ends for want of a reader."""
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text}\n")  # in one write: lines of two processes do not mix
+            sys.stderr.flush()

@@ -15,17 +15,18 @@ def project_commit() -> str:
 
     Outside a checkout: what ``HYBRIDGRAPH_COMMIT`` says, which whoever exported the tree may set; otherwise empty.
     """
-    here = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
-            run = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+            run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return run.stdout.strip() if run.returncode == 0 else None
 
+    top = git("rev-parse", "--show-toplevel")
     commit = git("rev-parse", "--short=12", "HEAD")
-    if not commit:
+    if not (top and commit) or Path(top).resolve() != root:  # a copy within another project is not its commit
         return os.environ.get("HYBRIDGRAPH_COMMIT", "")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!output")
     return commit + ("-dirty" if changed else "")

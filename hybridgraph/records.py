@@ -26,6 +26,8 @@ def paths_taken(row: Mapping[Any, Any]) -> str:
 # "cold": the process's first request; "first_seen": the first at its prompt length; "warm": every other.
 Warmth = Literal["cold", "first_seen", "warm"]
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 100.0  # below, logits divided by it leave float32
+
 Phase = Literal["ttft", "p99", "decode"]
 PHASES: tuple[Phase, ...] = ("ttft", "p99", "decode")  # as they are measured
 
@@ -83,8 +85,10 @@ def check_request(request: Request, info: SourceInfo) -> None:
     if lowest < 0 or highest >= info.vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise UserError(f"token id {wrong} is outside the vocabulary of {info.vocab_size}")
-    if not 0.0 <= request.temperature <= 100.0:
-        raise UserError(f"temperature {request.temperature}: from 0 (greedy) to 100")
+    if request.temperature != 0.0 and not MIN_TEMPERATURE <= request.temperature <= MAX_TEMPERATURE:
+        raise UserError(
+            f"temperature {request.temperature}: 0 (greedy), or from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}"
+        )
 
 
 class TokenSource(Protocol):

@@ -39,7 +39,7 @@ def read_environment(path: Path) -> dict[str, dict[str, Any]]:
         return content
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is no JSON object: move it away") from None
     if not all(isinstance(section, dict) for section in content.values()):
         raise UserError(f"{path} is no environment: it needs objects 'cases' and 'not_run'; move it away")

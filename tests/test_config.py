@@ -63,6 +63,8 @@ def test_flags_reach_their_fields() -> None:
         ("--device cuda:99999999999999999999", "cuda:99"),
         ("--max-seq-len 0", "max-seq-len 0"),
         ("--temperature 0", "temperature 0"),
+        ("--temperature 1e-39", "temperature 1e-39"),
+        ("--output-dir a\udcfe", "no UTF-8"),
         ("--temperature nan", "nan"),
         ("--max-graphs 0", "max-graphs 0"),
         ("--device gpu", "gpu"),

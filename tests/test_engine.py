@@ -1,6 +1,8 @@
 """Every path of the engine gives the ids of the plain one; on a GPU within half precision's own error."""
 
 import copy
+import gc
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, tiny_model, without_ties
+from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
 
 from hybridgraph.engine import EngineOptions, HybridEngine
 from hybridgraph.errors import UserError
@@ -88,6 +90,51 @@ def test_architectures_without_rotary_embeddings_run_in_case3(tmp_path: Path, ra
     source = LocalEngineSource(open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=256)))
     prompt, expected = prompt_and_answer(loaded, random_ids, 20, 20)
     assert greedy(source, prompt, 20) == expected
+
+
+BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500}
+FALCON = {
+    "model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500,
+    "multi_query": True, "new_decoder_architecture": False,
+}  # fmt: skip
+GPT_NEO = {
+    "model_type": "gpt_neo", "hidden_size": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 500, "window_size": 16,
+    "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 128,
+}  # fmt: skip
+LONGROPE = SMALL | {
+    "model_type": "llama",
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [
+        (BLOOM, "does not run over static buffers"),
+        (FALCON, "does not run over static buffers"),
+        (GPT_NEO, "over static buffers the model's logits differ"),
+        (LONGROPE, "rope scaling longrope"),
+    ],
+    ids=["bloom", "falcon", "gpt_neo", "longrope"],
+)
+def test_what_would_answer_otherwise_from_a_graph_is_refused(
+    tmp_path: Path, numbers: dict[str, Any], complaint: str
+) -> None:
+    """The module's attention has a mask, a cache or a rotation of its own, which static buffers do not give it."""
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    loaded = load_model(str(tmp_path), load_format="dummy", dtype="float32", device=torch.device("cpu"), seed=1)
+    for parameter in loaded.module.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(6.0)
+    with pytest.raises(UserError, match=complaint) as error:
+        open_engine(loaded, EngineOptions(ops="native", positions=128))
+    assert "Cases 1 and 3 measure this model" in str(error.value)
+    assert (
+        len(list(open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=128)).generate([5], 3))) == 3
+    )
 
 
 def test_real_model_answers_as_generate_does(smollm2: str) -> None:
@@ -215,6 +262,23 @@ def test_a_half_read_answer_may_end_on_any_thread(loaded: LoadedModel, random_id
         elsewhere.join()
         list(engine.generate(random_ids(15, 500), 2))
         wait_until(lambda: engine.stats()["counters"]["background"] == 2)
+
+
+def test_an_engine_that_is_dropped_stops_capturing(loaded: LoadedModel) -> None:
+    engine = open_engine(loaded, EngineOptions(ops="native", precapture=(10,)))
+    assert engine._background is not None
+    thread = engine._background._thread
+    del engine
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-6, -1.0, 101.0, float("nan"), float("inf")])
+def test_a_temperature_that_float32_cannot_divide_by_is_refused(loaded: LoadedModel, temperature: float) -> None:
+    with pytest.raises(UserError, match="temperature"):
+        open_engine(loaded, CASE3).generate([1], 1, temperature=temperature)
+    assert len(list(open_engine(loaded, CASE3).generate([1], 2, temperature=1e-3))) == 2
 
 
 def test_what_fails_in_the_background_is_not_tried_again(loaded: LoadedModel, random_ids: Ids) -> None:

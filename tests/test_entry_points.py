@@ -109,6 +109,13 @@ def test_results_that_nobody_can_read_are_on_disk(stdout: str, code: int, tmp_pa
     assert (tmp_path / "final_report.md").exists()
 
 
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "2> >(true)"])
+def test_a_measurement_does_not_end_for_its_progress(stderr: str, tmp_path: Path) -> None:
+    command = " ".join([sys.executable, "case1_baseline.py", *TINY, "--output-dir", str(tmp_path), stderr])
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENVIRON, timeout=60).returncode == 0
+    assert lengths_in(tmp_path / "case1_baseline_p99.csv") == [10, 20]
+
+
 def test_a_pair_whose_socket_would_have_too_long_a_path_is_told_so(tmp_path: Path) -> None:
     directory = tmp_path / ("x" * 100)
     directory.mkdir()

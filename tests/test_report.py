@@ -194,6 +194,7 @@ def test_claims_are_judged_on_protocol_and_warm_means(tmp_path: Path) -> None:
         (lambda t: t.replace("20.0", "abc", 1), "line 2, column mean_ms: 'abc' is no number"),
         (lambda t: t.replace("20.0", "-1", 1), "line 2, column mean_ms: -1 is no time"),
         (lambda t: t.replace("20.0", "nan", 1), "line 2, column mean_ms: nan is no time"),
+        (lambda t: t.replace("20.0", "0", 1), "line 2, column mean_ms: 0 is no time"),
         (lambda t: t.replace("20.0", "", 1), "line 2, column mean_ms: the cell is empty"),
         (lambda t: t[: t.rindex("GPU")], "line 3, column run_id: the row has"),
         (lambda t: t.replace("mean_ms", "average", 1), "line 1: column mean_ms is missing"),

@@ -150,7 +150,18 @@ class EagerHFForward:
         logits.copy_(output.logits[0, -1])
 
 
+def length_dependent_rope(config: Any) -> str | None:
+    """The rope scaling whose frequencies depend on the length in progress: a graph would keep those of its capture."""
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    return kind if kind in ("dynamic", "longrope") else None
+
+
 def _require_full_attention(config: Any, positions: int) -> None:
+    if (rope := length_dependent_rope(config)) is not None:
+        raise UserError(
+            f"{config.model_type} has rope scaling {rope}, whose frequencies change with the length: CUDA Graph cases "
+            "need fixed ones (Cases 1 and 3 measure this model)"
+        )
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} and not (kinds == {"sliding_attention"} and (window or 0) >= positions):

@@ -5,33 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hybridgraph.buffers import StaticBuffers
+from hybridgraph.errors import UserError
 from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
+from hybridgraph.hub import first_line
+
+PROBE_LENGTH, PROBE_PADDED = 5, 8
 
 
-def open_forward(module: PreTrainedModel, name: str, positions: int, *, capturable: bool) -> Forward:
-    """The forward called ``name`` (``hf`` or ``fused``) over ``module``'s weights.
+def open_static_operations(
+    module: PreTrainedModel, forward: str, buffers: StaticBuffers, *, capturable: bool
+) -> StaticOperations:
+    """Bind the forward called so (``hf`` or ``fused``) over ``module``'s weights to ``buffers``.
 
-    Raises UserError where the fused one does not cover the architecture.
+    Raises UserError where it does not answer as the module itself, or does not cover the architecture.
     """
-    if name == "fused":
+    if forward == "fused":
         from hybridgraph.forward.fused import FusedForward
 
-        return FusedForward(module)
-    return StaticHFForward(module, positions) if capturable else EagerHFForward(module)
+        static = StaticOperations(FusedForward(module), buffers)
+        static.require_same_answer(EagerHFForward(module), "use --forward hf")
+        return static
+    if not capturable:
+        return StaticOperations(EagerHFForward(module), buffers)
+    static = StaticOperations(StaticHFForward(module, buffers.positions), buffers)
+    static.require_same_answer(EagerHFForward(module), "Cases 1 and 3 measure this model")
+    return static
 
 
 class StaticOperations:
-    """Prefill and decode without arguments but a length, over one set of buffers and one cache of ``positions``."""
+    """Prefill and decode without arguments but a length, over one set of buffers and one cache."""
 
-    def __init__(self, forward: Forward, buffers: StaticBuffers, positions: int) -> None:
+    def __init__(self, forward: Forward, buffers: StaticBuffers) -> None:
+        self.kernels = forward.kernels
         self.supports_chunks = forward.supports_chunks
         self._forward = forward
         self._buffers = buffers
-        self._cache = forward.allocate_cache(positions)
+        self._cache = forward.allocate_cache(buffers.positions)
 
     def prepare(self, lengths: Sequence[int]) -> None:
         self._forward.prepare(lengths)
@@ -48,8 +62,46 @@ class StaticOperations:
         self._buffers.start.fill_(start)
         self._buffers.last.fill_(last)
 
+    def require_same_answer(self, plain: Forward, advice: str) -> None:
+        """Raise UserError, with ``advice``, where a padded prompt and one token more get other logits than ``plain``'s.
+
+        Modules differ in what their attention makes of a finished mask and of a cache that is larger than the answer.
+        """
+        buffers = self._buffers
+        if buffers.positions < PROBE_PADDED:
+            return
+        ids = (torch.arange(PROBE_PADDED, device=buffers.ids.device) * 7919 + 11) % buffers.logits.shape[0]
+        buffers.ids[:PROBE_PADDED].copy_(ids)
+        self.point_at(0, PROBE_LENGTH - 1)
+        buffers.token.copy_(ids[PROBE_LENGTH : PROBE_LENGTH + 1])
+        buffers.position.fill_(PROBE_LENGTH)
+        try:
+            self.run_prefill(PROBE_PADDED)
+            found = [buffers.logits.clone()]
+            self.run_decode()
+            found.append(buffers.logits.clone())
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"the model does not run over static buffers ({first_line(error)}): {advice}") from None
+        cache = plain.allocate_cache(PROBE_LENGTH + 1)
+        for step, logits in enumerate(found):
+            if step == 0:
+                plain.prefill(buffers.ids, PROBE_LENGTH, buffers.start, buffers.last, cache, buffers.logits)
+            else:
+                plain.decode(buffers.token, buffers.position, cache, buffers.logits)
+            if (difference := _difference(logits, buffers.logits)) > max(1e-3, 20 * torch.finfo(logits.dtype).eps):
+                raise UserError(f"over static buffers the model's logits differ by {difference:.1%}: {advice}")
+
     def rehearse_prefill(self, length: int) -> None:
         """Prefill on ids, cache and logits of its own: background warm-up must not touch a live request's."""
         ids, first = torch.zeros_like(self._buffers.ids[:length]), torch.zeros_like(self._buffers.start)
         logits = torch.empty_like(self._buffers.logits)
         self._forward.prefill(ids, length, first, first, self._forward.allocate_cache(length), logits)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Relative to what is expected; none where that holds no numbers."""
+    expected = expected.float()
+    error = float((found.float() - expected).norm() / expected.norm())
+    return error if bool(expected.isfinite().all()) else 0.0

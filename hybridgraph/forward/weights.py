@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hybridgraph.errors import UserError
+from hybridgraph.forward.hf import length_dependent_rope
 from hybridgraph.forward.kernels import HeadNorms, Heads
 
 COVERED = ("llama", "mistral", "qwen2", "qwen3")
-
-# Scalings whose frequencies depend on the length in progress: a captured graph would keep those of its capture.
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +133,7 @@ def _not_covered(model: PreTrainedModel, config: Any) -> str | None:
         return f"model type {config.model_type}, not one of {', '.join(COVERED)}"
     if config.hidden_act not in ("silu", "swish"):
         return f"activation {config.hidden_act}"
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope in _LENGTH_DEPENDENT_ROPE:
+    if (rope := length_dependent_rope(config)) is not None:
         return f"rope scaling {rope}, whose frequencies change with the length"
     layer = model.model.layers[0]
     unmerged = {"o_proj": layer.self_attn.o_proj, "gate_proj": layer.mlp.gate_proj, "down_proj": layer.mlp.down_proj}

@@ -41,7 +41,8 @@ class BackgroundCapture:
         """Stop after the capture in progress; graphs may be freed once this returns."""
         self._stopping = True
         self._work.set()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # Python's collector may end a dropped engine here
+            self._thread.join()
         self._work.clear()
         sys.setswitchinterval(self._interval_before_s)
 

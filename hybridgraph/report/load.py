@@ -154,7 +154,7 @@ def _number(cell: str, where: str, column: str) -> float | int:
         value = float(cell)
     except ValueError:
         raise UserError(f"{where}: '{cell}' is no number") from None
-    if not math.isfinite(value) or value < 0:
+    if not math.isfinite(value) or value < 0 or (value == 0 and column in REQUIRED):
         raise UserError(f"{where}: {cell} is no time, count or rate")
     if column != "prompt_length":
         return value

@@ -13,6 +13,8 @@ from hybridgraph.report.load import Results
 from hybridgraph.report.plots import is_emulated
 from hybridgraph.report.tables import AVERAGE, Table
 
+LARGEST = 1e15  # beyond anything that was counted
+
 
 def render(results: Results, tables: dict[str, Table], plots: Sequence[str]) -> str:
     """The whole report."""
@@ -131,11 +133,12 @@ def _rates_of(spent: dict[str, Any], requests: float) -> list[object]:
     """What was counted over a row, by time and by request; a refusal stays as it was told."""
 
     def scaled(key: str, factor: float) -> object:
-        return spent[key] * factor if isinstance(spent.get(key), (int, float)) else spent.get(key)
+        value = spent.get(key)
+        return value * factor if isinstance(value, (int, float)) and abs(value) < LARGEST else value
 
     wall_ms = spent.get("wall_ms")
-    if not (isinstance(wall_ms, (int, float)) and wall_ms > 0):
-        raise UserError(f"environment.json: {wall_ms} is no time that a row took (wall_ms in gpu_spent)")
+    if not (isinstance(wall_ms, (int, float)) and 0 < wall_ms < LARGEST):
+        raise UserError("environment.json: wall_ms in gpu_spent is no time that a row took")
     shares = [scaled(key, 100 / wall_ms) for key in ("power_capped_ms", "thermally_capped_ms")]
     return [scaled("energy_j", 1e3 / wall_ms), scaled("energy_j", 1 / requests), *shares, spent.get("sm_clock_mhz")]
 

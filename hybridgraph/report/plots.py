@@ -55,8 +55,8 @@ def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
 
 def _canvas(title: str, subtitle: str) -> tuple[Any, Any]:
     figure, axes = plt.subplots(figsize=(8.4, 4.8), dpi=130)
-    axes.set_title(title, loc="left", fontsize=11, pad=18)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=7.5, color="#555555")
+    axes.set_title(title, loc="left", fontsize=11, pad=18, parse_math=False)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=7.5, color="#555555", parse_math=False)
     axes.set_xlabel("prompt length, tokens")
     axes.set_ylabel("ms")
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
