@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hybridgraph.errors import UserError
+from hybridgraph.shapes import BUILTIN_SHAPES
 
 
 @contextmanager
@@ -29,6 +31,25 @@ def looking_up(name: str) -> Iterator[None]:
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             raise UserError(f"model '{name}' is not on the hub: a hub id is owner/name") from None
         raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from None
+
+
+def unknown_model(name: str) -> UserError:
+    """What to tell of a name that is no built-in shape and no directory, where no hub is asked."""
+    return UserError(
+        f"unknown model '{name}': with --load-format dummy, one of {', '.join(BUILTIN_SHAPES)} "
+        "or a local directory with a config.json (hub ids need --load-format auto)"
+    )
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; raises UserError for anything else, and FileNotFoundError."""
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {first_line(error)}") from None
+    if not isinstance(numbers, dict):
+        raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
+    return numbers
 
 
 def location_of(name: str) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from hybridgraph.config import DTYPES, LOAD_FORMATS
 from hybridgraph.errors import UserError
-from hybridgraph.hub import first_line, location_of, looking_up
+from hybridgraph.hub import first_line, location_of, looking_up, read_configuration, unknown_model
 from hybridgraph.records import SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
@@ -116,20 +115,11 @@ def _local_config(name: str) -> PretrainedConfig:
 def _read_config_json(name: str) -> dict[str, Any]:
     directory = Path(name).expanduser()
     if not directory.is_dir():
-        raise UserError(
-            f"unknown model '{name}': with --load-format dummy, one of {', '.join(BUILTIN_SHAPES)} "
-            "or a local directory with a config.json (hub ids need --load-format auto)"
-        )
-    path = directory / "config.json"
+        raise unknown_model(name)
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
+        return read_configuration(directory / "config.json")
     except FileNotFoundError:
         raise UserError(f"{directory} holds no config.json: it is no model directory") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON: {first_line(error)}") from None
-    if not isinstance(numbers, dict):
-        raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
-    return numbers
 
 
 def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, seed: int) -> PreTrainedModel:

@@ -43,7 +43,8 @@ class SharedBufferClient:
         )
         self._before, self._after = DeviceTimer(logits.device), DeviceTimer(logits.device)
         self._stream = torch.cuda.current_stream(logits.device) if logits.is_cuda else None
-        self._compile_ops()
+        self._ops.compile(self._own)
+        self._synchronize()
 
     @classmethod
     def connect(
@@ -136,17 +137,6 @@ class SharedBufferClient:
         parts = (self._before.elapsed_ms(), report.device_ms, self._after.elapsed_ms())
         device_ms = None if None in parts else sum(part for part in parts if part is not None)
         return Report(device_ms=device_ms, graph_path=report.graph_path)
-
-    def _compile_ops(self) -> None:
-        """Run every dynamic operation on buffers of our own, at each kind of length compilers specialize for."""
-        own = self._own
-        for num_ids in (1, 2, 3, 8):
-            self._ops.preprocess(own.ids[-num_ids:].clone(), own.ids, own.last)
-        own.draws[0].fill_(0.5)
-        for _ in range(3):  # TorchScript optimizes after it has seen two runs
-            self._ops.sample(own.logits, own.draws[0])
-            self._ops.greedy(own.logits)
-        self._synchronize()
 
 
 def _import_buffers(link: GeneratorLink, imported: ExitStack) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.hub import looking_up
+from hybridgraph.hub import looking_up, read_configuration, unknown_model
 from hybridgraph.roofline import ModelShape
-from hybridgraph.shapes import BUILTIN_SHAPES, DEFAULT_GPU_MODEL, builtin_config
+from hybridgraph.shapes import DEFAULT_GPU_MODEL, builtin_config
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -83,10 +83,7 @@ def _location(name: str, load_format: str) -> str:
     if directory.is_dir():
         return str(directory)
     if load_format == "dummy" or name.count("/") != 1:
-        raise UserError(
-            f"unknown model '{name}': with --load-format dummy, one of {', '.join(BUILTIN_SHAPES)} "
-            "or a local directory with a config.json (hub ids need --load-format auto)"
-        )
+        raise unknown_model(name)
     return name
 
 
@@ -95,16 +92,11 @@ def _read(location: str, file: str, *, required: bool = True) -> dict[str, Any]:
     if not Path(location).is_dir():
         path = _downloaded(location, file, required=required)
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
+        return read_configuration(path)
     except FileNotFoundError:
         if not required:
             return {}
         raise UserError(f"{location} holds no {file}: it is no model directory") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
-    if not isinstance(numbers, dict):
-        raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
-    return numbers
 
 
 def _downloaded(repository: str, file: str, *, required: bool) -> Path:
