@@ -155,9 +155,6 @@ class GraphCache(Generic[Graph]):
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def __contains__(self, length: int) -> bool:
-        return length in self._graphs
-
     @property
     def lengths(self) -> list[int]:
         """Captured lengths, least recently used first."""

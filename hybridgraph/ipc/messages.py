@@ -107,7 +107,6 @@ class Progress(Message, tag="progress"):
     stage: str  # "loading weights", "capturing graphs"
     done: int
     total: int  # 0: unknown
-    detail: str = ""
 
 
 class Ready(Message, tag="ready"):

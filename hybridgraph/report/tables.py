@@ -69,12 +69,12 @@ class Table:
         frame.index.name = "prompt_length"
         return frame.reset_index()
 
-    def speedups(self, baseline: Case = CASE1) -> dict[str, float]:
-        """How many times faster than ``baseline`` each measured case is, from the averages."""
+    def speedups(self) -> dict[str, float]:
+        """How many times faster than the baseline each measured case is, from the averages."""
         averages = self.averages
-        if baseline.column not in averages:
+        if CASE1.column not in averages:
             return {}
-        return {case.title: averages[baseline.column] / averages[case.column] for case in self.measured}
+        return {case.title: averages[CASE1.column] / averages[case.column] for case in self.measured}
 
 
 def build_table(results: Results, metric: Metric) -> Table:
