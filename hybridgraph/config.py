@@ -168,12 +168,15 @@ class Config:
             raise UserError(f"{needed} positions exceed the {limit} of {model}")
         return replace(self, max_seq_len=min(self.positions, limit))
 
-    def opened_as(self, served: Mapping[str, Any], by: str) -> Config:
-        """The same requests to a source that was opened with ``served``; raises UserError where others were asked."""
+    def require_opened_as(self, served: Mapping[str, Any], by: str) -> None:
+        """Raise UserError where another opening was asked for than ``by``, opened with ``served``, has."""
         for name in OPENING:
             asked = getattr(self, name)
             if asked not in (getattr(Config, name), "auto", served.get(name, asked)):
                 raise UserError(f"--{name.replace('_', '-')} {asked}: {by} has {served[name]}")
+
+    def opened_as(self, served: Mapping[str, Any]) -> Config:
+        """The same requests to a source that was opened with ``served``."""
         return replace(self, **{name: served[name] for name in OPENING if name in served})
 
     @property

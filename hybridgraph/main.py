@@ -197,7 +197,7 @@ def _measure_generator(path: Path, config: Config, case: Case, script: str) -> N
         served = client.info.environment.get("case")
         if served != case.key:
             raise UserError(f"the generator at {path} serves {served}, not {case.key}")
-        config = config.opened_as(client.info.environment["resolved_configuration"], f"the generator at {path}")
+        config.require_opened_as(client.info.environment["resolved_configuration"], f"the generator at {path}")
         _measure(client, config, case)
 
 

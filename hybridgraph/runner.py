@@ -40,7 +40,7 @@ RESUMABLE = frozenset({"run_id", "started", "resume", "json", "output_dir", "soc
 def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | None = None) -> ResultWriter:
     """Run the protocol of ``config`` on ``source`` and write every row; returns the finished results."""
     info = source.info
-    config = config.opened_as(info.environment.get("resolved_configuration", {}), "the source")
+    config = config.opened_as(info.environment.get("resolved_configuration", {}))
     check_fits(config, info)
     prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
     files = ResultFiles(config.output_path, case.name)

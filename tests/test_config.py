@@ -96,10 +96,11 @@ def test_positions_are_what_the_model_has_room_for() -> None:
 def test_what_a_source_was_opened_with_is_what_is_recorded() -> None:
     served = Config(model="m", dtype="float16", load_format="auto", max_graphs=7).as_json()
     asked = Config(dtype="float16", seed=3)
-    assert asked.opened_as(served, "it") == Config(model="m", dtype="float16", load_format="auto", max_graphs=7, seed=3)
+    asked.require_opened_as(served, "it")
+    assert asked.opened_as(served) == Config(model="m", dtype="float16", load_format="auto", max_graphs=7, seed=3)
     with pytest.raises(UserError, match="--dtype bfloat16: it has float16"):
-        Config(dtype="bfloat16").opened_as(served, "it")
-    assert asked.opened_as({}, "it") == asked
+        Config(dtype="bfloat16").require_opened_as(served, "it")
+    assert asked.opened_as({}) == asked
 
 
 def test_a_generator_is_told_what_to_be_ready_for_not_what_to_measure() -> None:

@@ -90,7 +90,8 @@ class StaticOperations:
                 plain.prefill(buffers.ids, PROBE_LENGTH, buffers.start, buffers.last, cache, buffers.logits)
             else:
                 plain.decode(buffers.token, buffers.position, cache, buffers.logits)
-            if (difference := _difference(logits, buffers.logits)) > max(1e-3, 20 * torch.finfo(logits.dtype).eps):
+            difference = _difference(logits, buffers.logits)
+            if not difference <= max(1e-3, 20 * torch.finfo(logits.dtype).eps):  # nor may it be no number
                 raise UserError(f"over static buffers the model's logits differ by {difference:.1%}: {advice}")
 
     def rehearse_prefill(self, length: int) -> None:
@@ -101,7 +102,7 @@ class StaticOperations:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """Relative to what is expected; none where that holds no numbers."""
+    """Relative to what is expected; none where that is not finite itself."""
     expected = expected.float()
-    error = float((found.float() - expected).norm() / expected.norm())
+    error = float((found.float() - expected).norm() / expected.norm().clamp_min(1e-30))
     return error if bool(expected.isfinite().all()) else 0.0
