@@ -172,8 +172,10 @@ class Config:
         """Raise UserError where another opening was asked for than ``by``, opened with ``served``, has."""
         for name in OPENING:
             asked = getattr(self, name)
-            if asked not in (getattr(Config, name), "auto", served.get(name, asked)):
-                raise UserError(f"--{name.replace('_', '-')} {asked}: {by} has {served[name]}")
+            if asked not in (getattr(Config, name), served.get(name, asked)):
+                flag = name.replace("_", "-")
+                said = f"--no-{flag}" if asked is False else f"--{flag} {asked}"
+                raise UserError(f"{said}: {by} has {served[name]}")
 
     def opened_as(self, served: Mapping[str, Any]) -> Config:
         """The same requests to a source that was opened with ``served``."""

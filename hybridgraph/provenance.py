@@ -19,7 +19,13 @@ def project_commit() -> str:
 
     def git(*arguments: str) -> str | None:
         try:
-            run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+            run = subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True,
+                text=True,
+                errors="surrogateescape",
+                timeout=10,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return run.stdout.strip() if run.returncode == 0 else None

@@ -43,7 +43,12 @@ class SharedBufferClient:
         )
         self._before, self._after = DeviceTimer(logits.device), DeviceTimer(logits.device)
         self._stream = torch.cuda.current_stream(logits.device) if logits.is_cuda else None
-        self._ops.compile(self._own)
+        for num_ids in (1, 2, 3, 8):  # what is called below, at each kind of length that compilers specialize for
+            self._ops.preprocess(self._own.ids[-num_ids:].clone(), self._own.ids, self._own.last)
+        self._own.draws[0].fill_(0.5)
+        for _ in range(3):  # TorchScript optimizes after it has seen two runs
+            self._ops.sample(self._own.logits, self._own.draws[0])
+            self._ops.greedy(self._own.logits)
         self._synchronize()
 
     @classmethod

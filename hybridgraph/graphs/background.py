@@ -39,6 +39,8 @@ class BackgroundCapture:
 
     def close(self) -> None:
         """Stop after the capture in progress; graphs may be freed once this returns."""
+        if self._stopping:
+            return
         self._stopping = True
         self._work.set()
         if threading.current_thread() is not self._thread:  # Python's collector may end a dropped engine here
