@@ -55,7 +55,7 @@ class HeadNorms:
 class Kernels(Protocol):
     """No kernel synchronizes, reads a device value on the host, or keeps state.
 
-    ``start``: int64 [1], the position of the first row of a prompt's piece. What is captured serves any.
+    ``start``: int64 [1], the position of the first row of a prompt's chunk. What is captured serves any.
     """
 
     @property
