@@ -80,7 +80,8 @@ def test_first_start_sets_up_and_the_second_installs_nothing(project: Path) -> N
 
 def test_an_interrupted_set_up_does_not_pass_for_finished(project: Path, tmp_path: Path) -> None:
     body = f"""if [ "$1 $2" = "-m venv" ]; then
-        mkdir -p "$3/bin"; printf half > "$3/bin/python"; touch {tmp_path}/making; exec sleep 60
+        mkdir -p "$3/bin"; printf half > "$3/bin/python"
+        exec {sys.executable} -c "import pathlib, time; pathlib.Path('{tmp_path}/making').touch(); time.sleep(60)"
     fi
     exec {sys.executable} "$@" """
     path = str(Path(stub(tmp_path / "bin", "python3.13", body)).parent)
