@@ -38,9 +38,6 @@ class Forward(Protocol):
     """The model's forward at batch 1. Neither method allocates what outlives it, synchronizes, or keeps state."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
     def kernels(self) -> str:
         """Whose kernels it runs: the same forward may take others on another chip."""
         ...

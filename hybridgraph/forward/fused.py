@@ -40,7 +40,6 @@ class FusedForward:
     architecture that it does not cover.
     """
 
-    name = "fused"
     supports_chunks = True
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels | None = None) -> None:

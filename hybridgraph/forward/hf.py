@@ -22,7 +22,6 @@ class StaticHFForward:
     than while it warms up, and the two would take different attention kernels.
     """
 
-    name = "hf"
     kernels = "torch"
     supports_chunks = False
 
@@ -118,7 +117,6 @@ class _DecodeSlots(Cache):  # type: ignore[misc]
 class EagerHFForward:
     """The module's forward with the module's own growing cache: any architecture, launched kernel by kernel."""
 
-    name = "hf"
     kernels = "torch"
     supports_chunks = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Protocol
@@ -143,13 +143,13 @@ class GraphPool:
     def stats(self) -> dict[str, Any]:
         """Counters, each graph's cost, and when a graph has paid for itself."""
         with self.turn.of_requests():
-            costs = {str(length): asdict(cost) for length, cost in sorted(self.costs.items())}
+            costs = sorted(dict(self.costs).items())  # a copy: a request of another thread may add to it
             return {
                 "counters": self.cache.snapshot(),
                 "graphs_held": len(self.cache),
                 "captures": self.num_captures,
-                "economics": self._economics(),
-                "capture_costs": costs,
+                "economics": _economics([cost for length, cost in costs if length != DECODE]),
+                "capture_costs": {str(length): asdict(cost) for length, cost in costs},
             }
 
     def close(self) -> None:
@@ -249,17 +249,17 @@ class GraphPool:
         self.costs[length] = CaptureCost(**cost)
         self.num_captures += 1
 
-    def _economics(self) -> dict[str, Any]:
-        """Medians over the prefill graphs captured so far; a graph pays back what it saves each request over eager."""
-        costs = [cost for length, cost in self.costs.items() if length != DECODE]
-        replayed = [cost for cost in costs if cost.replay_ms is not None]
-        if not replayed:
-            return {}
-        total_ms = median(cost.warmup_ms + cost.capture_ms + (cost.first_replay_ms or 0.0) for cost in costs)
-        saved_ms = median(cost.warmup_ms - (cost.replay_ms or 0.0) for cost in replayed)
-        return {
-            "seconds_a_graph": total_ms / 1e3,
-            "driver_mib_a_graph": sum(cost.driver_mib for cost in costs) / len(costs),
-            "saved_ms_a_request": saved_ms,
-            "requests_to_pay_back": total_ms / saved_ms if saved_ms > 0 else None,
-        }
+
+def _economics(costs: Sequence[CaptureCost]) -> dict[str, Any]:
+    """Medians over the prefill graphs captured so far; a graph pays back what it saves each request over eager."""
+    replayed = [cost for cost in costs if cost.replay_ms is not None]
+    if not replayed:
+        return {}
+    total_ms = median(cost.warmup_ms + cost.capture_ms + (cost.first_replay_ms or 0.0) for cost in costs)
+    saved_ms = median(cost.warmup_ms - (cost.replay_ms or 0.0) for cost in replayed)
+    return {
+        "seconds_a_graph": total_ms / 1e3,
+        "driver_mib_a_graph": sum(cost.driver_mib for cost in costs) / len(costs),
+        "saved_ms_a_request": saved_ms,
+        "requests_to_pay_back": total_ms / saved_ms if saved_ms > 0 else None,
+    }

@@ -33,7 +33,6 @@ class DynamicOps:
     ``greedy(logits) -> id``: the first of the largest logits, int64 [1].
     """
 
-    name: str
     preprocess: Callable[[Tensor, Tensor, Tensor], None]
     sample: Callable[[Tensor, Tensor], Tensor]
     greedy: Callable[[Tensor], Tensor]

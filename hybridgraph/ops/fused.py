@@ -32,4 +32,4 @@ class FusedOps(DynamicOps):
             launch_greedy(buffers.logits, buffers.token, buffers.tokens_host, step)
 
 
-OPS = FusedOps(name="fused", preprocess=native.preprocess, sample=native.sample, greedy=native.greedy)
+OPS = FusedOps(preprocess=native.preprocess, sample=native.sample, greedy=native.greedy)

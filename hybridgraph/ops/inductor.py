@@ -8,7 +8,6 @@ from hybridgraph.ops import DynamicOps, native
 
 # Lengths are symbolic from the first call on, so that a new prompt length never compiles.
 OPS = DynamicOps(
-    name="inductor",
     preprocess=torch.compile(native.preprocess, dynamic=True),
     sample=torch.compile(native.sample, dynamic=False),
     greedy=torch.compile(native.greedy, dynamic=False),

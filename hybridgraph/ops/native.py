@@ -26,4 +26,4 @@ def greedy(logits: Tensor) -> Tensor:
     return torch.argmax(logits, dim=-1, keepdim=True)
 
 
-OPS = DynamicOps(name="native", preprocess=preprocess, sample=sample, greedy=greedy)
+OPS = DynamicOps(preprocess=preprocess, sample=sample, greedy=greedy)

@@ -11,7 +11,6 @@ from hybridgraph.ops import DynamicOps, native
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what this implementation is about
     OPS = DynamicOps(
-        name="torchscript",
         preprocess=torch.jit.script(native.preprocess),
         sample=torch.jit.script(native.sample),
         greedy=torch.jit.script(native.greedy),
