@@ -104,6 +104,20 @@ def rotated_rows(
 
 
 @triton.jit
+def store_slot(
+    new_key, new_value, keys, values, at, weight, cos, sin, eps,
+    DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """One head's key, rotated, and value to slot ``at``; the threads of this block may read them behind it."""
+    dims = tl.arange(0, BLOCK_DIM)
+    inside = dims < DIM
+    rotated = rotated_rows(new_key, weight, cos, sin, tl.arange(0, 1), 1, eps, DIM, BLOCK_DIM, HAS_NORM)
+    tl.store(keys + at * DIM + dims[None, :], rotated.to(keys.dtype.element_ty), inside[None, :])
+    tl.store(values + at * DIM + dims, tl.load(new_value + dims, inside, other=0.0), inside)
+    tl.debug_barrier()
+
+
+@triton.jit
 def one_row_attend_kernel(
     qkv,  # [(kv_heads * GROUP + 2 * kv_heads) * DIM] where STORE, else queries only
     position,  # int64 [1]
@@ -145,14 +159,10 @@ def one_row_attend_kernel(
     sin += at * (DIM // 2)
     if STORE and (first <= at) & (at < end):
         new_key = qkv + (kv_heads * GROUP + head) * DIM
-        one = tl.arange(0, 1)
-        rotated = rotated_rows(new_key, key_norm, cos, sin, one, 1, eps, DIM, BLOCK_DIM, HAS_NORM)
-        tl.store(keys + at * DIM + dims[None, :], rotated.to(keys.dtype.element_ty), inside[None, :])
-        new_value = tl.load(new_key + kv_heads * DIM + dims, inside, other=0.0)
-        tl.store(values + at * DIM + dims, new_value, inside)
-        tl.debug_barrier()  # other threads of this block read what these have stored
-    first_query = qkv + head * GROUP * DIM
-    q = rotated_rows(first_query, query_norm, cos, sin, group, GROUP, eps, DIM, BLOCK_DIM, HAS_NORM)
+        new_value = new_key + kv_heads * DIM
+        store_slot(new_key, new_value, keys, values, at, key_norm, cos, sin, eps, DIM, BLOCK_DIM, HAS_NORM)
+    queries = qkv + head * GROUP * DIM
+    q = rotated_rows(queries, query_norm, cos, sin, group, GROUP, eps, DIM, BLOCK_DIM, HAS_NORM)
     q = q.to(keys.dtype.element_ty)
     rows = tl.full((BLOCK_GROUP,), 0, tl.int32) + at
     scores_max = tl.full((BLOCK_GROUP,), float("-inf"), tl.float32)

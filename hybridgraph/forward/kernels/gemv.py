@@ -6,6 +6,13 @@ import triton.language as tl
 
 
 @triton.jit
+def streamed(weight, start, cols, inside, WIDTH: tl.constexpr):
+    """Columns ``cols`` of the rows that begin at ``start``; nobody reads them again soon."""
+    mask = inside[:, None] & (cols < WIDTH)[None, :]
+    return tl.load(weight + start[:, None] + cols[None, :], mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
 def gemv_kernel(
     row,  # [WIDTH]
     weight,  # [num_rows, WIDTH]; where SWIGLU, [2 * num_rows, WIDTH]: gate, then up
@@ -25,7 +32,7 @@ def gemv_kernel(
 ):
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = rows < num_rows
-    start = rows.to(tl.int64)[:, None] * WIDTH
+    start = rows.to(tl.int64) * WIDTH
     cols = tl.arange(0, BLOCK_K)
     up = weight + num_rows.to(tl.int64) * WIDTH
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -34,19 +41,17 @@ def gemv_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     # The first weights are on their way while the kernel before still runs: they depend on nothing.
-    mask = inside[:, None] & (cols < WIDTH)[None, :]
-    w = tl.load(weight + start + cols[None, :], mask, other=0.0, eviction_policy="evict_first")
+    w = streamed(weight, start, cols, inside, WIDTH)
     if SWIGLU:
-        u = tl.load(up + start + cols[None, :], mask, other=0.0, eviction_policy="evict_first")
+        u = streamed(up, start, cols, inside, WIDTH)
     if PDL:
         tl.extra.cuda.gdc_wait()
     for k in tl.static_range(0, WIDTH, BLOCK_K):
         at = k + cols
         if k > 0:
-            mask = inside[:, None] & (at < WIDTH)[None, :]
-            w = tl.load(weight + start + at[None, :], mask, other=0.0, eviction_policy="evict_first")
+            w = streamed(weight, start, at, inside, WIDTH)
             if SWIGLU:
-                u = tl.load(up + start + at[None, :], mask, other=0.0, eviction_policy="evict_first")
+                u = streamed(up, start, at, inside, WIDTH)
         x = tl.load(row + at, at < WIDTH, other=0.0).to(tl.float32)
         if NORM:
             squares += x * x

@@ -86,6 +86,17 @@ def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: t
     tl.store(out + row * WIDTH + cols, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask)
 
 
+@triton.jit
+def rotated_halves(x, y, c, s, weight, pair, pairs, eps, HALF: tl.constexpr, HAS_NORM: tl.constexpr):
+    """Heads, given by the halves of their coordinates [heads, HALF], normed and turned by one position's angles."""
+    x, y = x.to(tl.float32), y.to(tl.float32)
+    if HAS_NORM:
+        rstd = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / (2 * HALF) + eps)[:, None]
+        x = x * rstd * tl.load(weight + pair, pairs, other=0.0).to(tl.float32)[None, :]
+        y = y * rstd * tl.load(weight + HALF + pair, pairs, other=0.0).to(tl.float32)[None, :]
+    return x * c - y * s, y * c + x * s
+
+
 @triton.jit(do_not_specialize_on_alignment=["start"])
 def rotate_store_kernel(
     qkv,  # [rows, (NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF]
@@ -120,25 +131,15 @@ def rotate_store_kernel(
     at = (first_head + heads)[:, None] * (2 * HALF) + pair[None, :]
     first = tl.load(source + at, mask, other=0.0)
     second = tl.load(source + at + HALF, mask, other=0.0)
-    is_query = first_head < NUM_QUERIES
     slot = position * 2 * HALF + pair[None, :]
-    if first_head >= NUM_QUERIES + NUM_KEYS:
-        target = (first_head - NUM_QUERIES - NUM_KEYS + heads)[:, None] * head_stride + slot
-        tl.store(values + target, first, mask)
-        tl.store(values + target + HALF, second, mask)
+    if first_head < NUM_QUERIES:
+        x, y = rotated_halves(first, second, c, s, query_norm, pair, pairs, eps, HALF, HAS_NORM)
+        target = source + at
+    elif first_head < NUM_QUERIES + NUM_KEYS:
+        x, y = rotated_halves(first, second, c, s, key_norm, pair, pairs, eps, HALF, HAS_NORM)
+        target = keys + (first_head - NUM_QUERIES + heads)[:, None] * head_stride + slot
     else:
         x, y = first.to(tl.float32), second.to(tl.float32)
-        if HAS_NORM:
-            weight = query_norm if is_query else key_norm
-            rstd = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / (2 * HALF) + eps)[:, None]
-            x = x * rstd * tl.load(weight + pair, pairs, other=0.0).to(tl.float32)[None, :]
-            y = y * rstd * tl.load(weight + HALF + pair, pairs, other=0.0).to(tl.float32)[None, :]
-        first = (x * c - y * s).to(qkv.dtype.element_ty)
-        second = (y * c + x * s).to(qkv.dtype.element_ty)
-        if is_query:
-            tl.store(source + at, first, mask)
-            tl.store(source + at + HALF, second, mask)
-        else:
-            target = (first_head - NUM_QUERIES + heads)[:, None] * head_stride + slot
-            tl.store(keys + target, first, mask)
-            tl.store(keys + target + HALF, second, mask)
+        target = values + (first_head - NUM_QUERIES - NUM_KEYS + heads)[:, None] * head_stride + slot
+    tl.store(target, x.to(qkv.dtype.element_ty), mask)
+    tl.store(target + HALF, y.to(qkv.dtype.element_ty), mask)
