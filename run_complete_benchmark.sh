@@ -12,7 +12,7 @@ about="Measures every case of the study on this machine, then prints the tables.
 
 take_flag --with-tensorrt-llm "$@"
 find_python
-WITHOUT="forward socket" check_flags "$about" "${FLAGS[@]}"
+WITHOUT="forward socket engine" check_flags "$about" "${FLAGS[@]}"
 set_up user
 hold_output_directory
 

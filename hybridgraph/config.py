@@ -20,7 +20,7 @@ MAX_PAUSE_MS = 60_000
 DEFAULT_MAX_SEQ_LEN = 512
 # What a source is opened with; everything else is about the requests.
 OPENING = (
-    *("model", "load_format", "dtype", "device", "ops", "forward"),
+    *("model", "load_format", "dtype", "device", "seed", "ops", "forward"),
     *("max_graphs", "precapture", "async_capture", "max_seq_len"),
 )
 
@@ -47,6 +47,12 @@ def parse_lengths(text: str) -> tuple[int, ...]:
             raise UserError(f"length {high} in '{text}' is beyond any model's positions")
         lengths += range(low, high + 1, stride)
     return tuple(dict.fromkeys(lengths))
+
+
+def as_flag(name: str, value: Any) -> str:
+    """The setting ``name`` as it is written on a command line."""
+    flag = name.replace("_", "-")
+    return f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +179,7 @@ class Config:
         for name in OPENING:
             asked = getattr(self, name)
             if asked not in (getattr(Config, name), served.get(name, asked)):
-                flag = name.replace("_", "-")
-                said = f"--no-{flag}" if asked is False else f"--{flag} {asked}"
-                raise UserError(f"{said}: {by} has {served[name]}")
+                raise UserError(f"{as_flag(name, asked)}: {by} has {served[name]}")
 
     def opened_as(self, served: Mapping[str, Any]) -> Config:
         """The same requests to a source that was opened with ``served``."""

@@ -73,7 +73,8 @@ class HybridEngine:
         device = loaded.device
         self.report = Report()
         self._ops = dynamic_ops(options.ops)
-        self._lookahead = 1 if device.type == "cuda" else 0  # a CPU would decode before it tells the first id
+        captured = options.graphs != "none"
+        self._lookahead = 1 if captured and device.type == "cuda" else 0  # other steps would delay the id before
         self._timer = DeviceTimer(device)
         self._ready = [DeviceMark(device) for _ in range(1 + self._lookahead)]
         self._answers: WeakSet[Generator[int, None, None]] = WeakSet()
@@ -84,7 +85,6 @@ class HybridEngine:
             self._buffers = StaticBuffers(
                 positions=options.positions, vocab_size=loaded.vocab_size, dtype=loaded.dtype, device=device
             )
-            captured = options.graphs != "none"
             self._static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
             progress("compiling dynamic operations", 0, 1)
             self._ops.compile(self._buffers)

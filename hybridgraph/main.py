@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, Case, variant
 from hybridgraph.config import Config, parse_args
-from hybridgraph.errors import AlreadyTold, UserError
+from hybridgraph.errors import UserError, guarded
 from hybridgraph.output import OutputLost, printing
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.results import ResultFiles, set_all_aside
@@ -35,19 +35,7 @@ if TYPE_CHECKING:
 SCRIPTED = {case.key: case for case in (CASE1, CASE2, CASE3, CASE4)}
 GENERATORS = {CASE2.key: "case2_async_cuda_generator.py", CASE4.key: "case4_jit_cuda_generator.py"}
 IMPORTING = "importing torch"
-
-
-def _guarded(body: Callable[[], int]) -> int:
-    try:
-        return body()
-    except AlreadyTold:
-        return 2
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        say("interrupted: every finished row is on disk; --resume goes on from there")
-        return 130
+INTERRUPTED = "interrupted: every finished row is on disk; --resume goes on from there"
 
 
 def _config(description: str | None, argv: Sequence[str] | None, *, measures: bool = True) -> Config:
@@ -69,7 +57,7 @@ def run_case(key: str, argv: Sequence[str] | None = None) -> int:
             _measure(source, config, case)
         return 0
 
-    return _guarded(body)
+    return guarded(body, interrupted=INTERRUPTED)
 
 
 def _opened(config: Config, case: Case) -> TokenSource:
@@ -107,7 +95,7 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
             _announce(f"listening {listener.path}")
             return serve_engine(listener, open_with_progress, on_ready=lambda: _announce("ready"))
 
-    return _guarded(body)
+    return guarded(body, interrupted=INTERRUPTED)
 
 
 def _announce(state: str) -> None:
@@ -127,7 +115,7 @@ def run_client(key: str, argv: Sequence[str] | None = None) -> int:
             _measure_generator(Path(config.socket), config, case, GENERATORS[key])
         return 0
 
-    return _guarded(body)
+    return guarded(body, interrupted=INTERRUPTED)
 
 
 def run_pair(key: str, argv: Sequence[str]) -> int:
@@ -153,7 +141,7 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
                 _measure_generator(path, config, case, GENERATORS[key])
         return 0
 
-    return _guarded(body)
+    return guarded(body, interrupted=INTERRUPTED)
 
 
 def run_case5(argv: Sequence[str] | None = None) -> int:
@@ -171,7 +159,7 @@ def run_case5(argv: Sequence[str] | None = None) -> int:
                 _measure(source, config, case)
         return 0
 
-    return _guarded(body)
+    return guarded(body, interrupted=INTERRUPTED)
 
 
 def _measure(source: TokenSource, config: Config, case: Case) -> None:
@@ -238,7 +226,7 @@ def _new_run(arguments: Sequence[str]) -> int:
             say(f"earlier results are kept in {kept}")
         return 0
 
-    return _guarded(body)
+    return guarded(body, interrupted=INTERRUPTED)
 
 
 def _not_run(arguments: Sequence[str]) -> int:
@@ -248,7 +236,7 @@ def _not_run(arguments: Sequence[str]) -> int:
         record_not_run(Path(arguments[3]), arguments[0], arguments[1])
         return 0
 
-    return _guarded(body)
+    return guarded(body, interrupted=INTERRUPTED)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,7 +23,8 @@ def paths_taken(row: Mapping[Any, Any]) -> str:
     return ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
 
 
-# "cold": the process's first request; "first_seen": the first at its prompt length; "warm": every other.
+# "cold": the process's first request; "first_seen": the first at its prompt length, of one token or of several;
+# "warm": every other.
 Warmth = Literal["cold", "first_seen", "warm"]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 100.0  # below, logits divided by it leave float32
@@ -161,10 +162,10 @@ TTFT_COLUMNS = (
 P99_COLUMNS = (
     "prompt_length", "mean_ms", "p99_ms", "samples",
     *_STUDY_PATHS, *IDENTITY_COLUMNS, "p50_ms", "min_ms", "max_ms", "device_mean_ms", "device_p99_ms", "gc_collections",
-    "chunked",
+    "chunked", "warm_samples",
 )  # fmt: skip
 
 DECODE_COLUMNS = (
     "prompt_length", "new_tokens", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms", "tokens_per_s", "gb_per_s", "floor_ms",
-    *IDENTITY_COLUMNS, "samples",
+    *IDENTITY_COLUMNS, "samples", "first_itl_ms",
 )  # fmt: skip

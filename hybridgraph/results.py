@@ -128,7 +128,7 @@ class ResultWriter:
         self.identity = identity
         self.samples = list(samples)
         self._files = files
-        self._info = info
+        self.info = info
         lines = [json.dumps(asdict(identity)), *(json.dumps(asdict(sample)) for sample in samples)]
         write_atomically(files.path("_samples.jsonl"), "\n".join(lines) + "\n")
 
@@ -154,9 +154,9 @@ class ResultWriter:
         """(suffix, columns, rows) of each summary of the samples so far."""
         identity = asdict(self.identity)
         return [
-            ("_ttft.csv", TTFT_COLUMNS, [ttft_row(g, self._info) | identity for g in self._by_length("ttft")]),
+            ("_ttft.csv", TTFT_COLUMNS, [ttft_row(g, self.info) | identity for g in self._by_length("ttft")]),
             ("_p99.csv", P99_COLUMNS, [p99_row(g) | identity for g in self._by_length("p99")]),
-            ("_decode.csv", DECODE_COLUMNS, [decode_row(g, self._info) | identity for g in self._by_length("decode")]),
+            ("_decode.csv", DECODE_COLUMNS, [decode_row(g, self.info) | identity for g in self._by_length("decode")]),
         ]
 
     def _by_length(self, phase: Phase) -> Iterator[list[Sample]]:

@@ -44,7 +44,7 @@ def read_environment(path: Path) -> dict[str, dict[str, Any]]:
     if not all(isinstance(section, dict) for section in content.values()):
         raise UserError(f"{path} is no environment: it needs objects 'cases' and 'not_run'; move it away")
     for name, case in content["cases"].items():
-        parts = ("stats", "gpu_spent", "identity", "configuration")
+        parts = ("stats", "gpu_spent", "identity", "configuration", "source")
         if not (isinstance(case, dict) and all(isinstance(case.get(part, {}), dict) for part in parts)):
             raise UserError(f"{path} is no environment: its case {name} is no object of objects; move it away")
     return content

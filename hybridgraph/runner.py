@@ -28,11 +28,22 @@ from hybridgraph.nvml import GpuMeter
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.prompts import Prompts, RandomPrompts
 from hybridgraph.provenance import project_commit
-from hybridgraph.records import PHASES, Phase, Request, RunIdentity, Sample, SourceInfo, TokenSource, Warmth
+from hybridgraph.records import (
+    GRAPH_PATHS,
+    PHASES,
+    Phase,
+    Request,
+    RunIdentity,
+    Sample,
+    SourceInfo,
+    TokenSource,
+    Warmth,
+)
 from hybridgraph.results import ResultFiles, ResultWriter
+from hybridgraph.roofline import Rates
 from hybridgraph.run_record import known_of_run, update_environment
 
-DECODE_REQUESTS = 5
+DECODE_REQUESTS = 6  # the first of them, in which a case sees its first such answer, apart
 # What may differ where a run goes on: names of the run and of places, and what is printed.
 RESUMABLE = frozenset({"run_id", "started", "resume", "json", "output_dir", "socket"})
 
@@ -63,11 +74,13 @@ def missing_lengths(writer: ResultWriter, phase: Phase, count: int, config: Conf
 def measure_missing(loop: MeasuringLoop, source: TokenSource, config: Config, case: Case, writer: ResultWriter) -> None:
     """Measure row by row, each on disk before the next; ``environment.json`` is written before the first."""
     directory, name = config.output_path, case.name
-    spent = known_of_run(directory, name, writer.identity.run_id).get("gpu_spent", {})
+    known = known_of_run(directory, name, writer.identity.run_id)
+    spent = known.get("gpu_spent", {})
     environment = {
         "identity": asdict(writer.identity),
         "configuration": config.as_json(),
-        "source": asdict(source.info),
+        "source": asdict(writer.info),
+        "served_before": known.get("served_before", loop.served_before),
         "gpu_spent": spent,
     }
     update_environment(directory, "cases", name, environment)
@@ -116,8 +129,10 @@ class MeasuringLoop:
         self._prompts = prompts
         self._config = config
         self._run_id = run_id
-        self._is_cold = True
-        self._seen: set[int] = set()
+        counters = source.stats().get("counters", {})
+        self.served_before = sum(counters.get(path, 0) for path in GRAPH_PATHS)
+        self._is_cold = not self.served_before
+        self._seen: set[tuple[bool, int]] = set()  # whether more than one token was asked for, and the length
         # No two requests of a run share their ids: the prompts of the phases follow each other.
         counts = dict(phases(config))
         ends = accumulate((counts.get(phase, 0) for phase in PHASES), initial=0)
@@ -159,7 +174,7 @@ class MeasuringLoop:
             phase=phase,
             prompt_length=length,
             iteration=0,
-            warmth=self._warmth(length),
+            warmth=self._warmth(new_tokens > 1, length),
             ttft_ms=(stamps_ns[0] - start_ns) / 1e6,
             device_ms=report.device_ms,
             engine_ttft_ms=report.engine_ttft_ms,
@@ -168,10 +183,10 @@ class MeasuringLoop:
             gc_collections=_collections() - collections,
         )
 
-    def _warmth(self, length: int) -> Warmth:
-        warmth: Warmth = "cold" if self._is_cold else "warm" if length in self._seen else "first_seen"
+    def _warmth(self, decodes: bool, length: int) -> Warmth:
+        warmth: Warmth = "cold" if self._is_cold else "warm" if (decodes, length) in self._seen else "first_seen"
         self._is_cold = False
-        self._seen.add(length)
+        self._seen |= {(decodes, length), (False, length)}  # an answer of several tokens has a first one
         return warmth
 
 
@@ -180,17 +195,25 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
     identity = identify(config, info)
     if config.resume and (found := files.read_samples()) is not None:
         old, samples = found
-        configured = known_of_run(files.directory, files.name, old.run_id).get("configuration", {})
-        for before, now in ((asdict(old), asdict(identity)), (configured, config.as_json())):
+        known = known_of_run(files.directory, files.name, old.run_id)
+        for before, now in ((asdict(old), asdict(identity)), (known.get("configuration", {}), config.as_json())):
             for name, value in now.items():
                 if name not in RESUMABLE and before.get(name, value) != value:
                     had = f"the run in {config.output_dir} had {name} {before[name]}"
                     raise UserError(f"--resume: {had}, this one has {value}")
+        info = replace(info, rates=_recorded_rates(known) or info.rates)  # a row's floor does not change behind it
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
     kept = files.set_aside()
     if kept is not None:
         say(f"earlier results of {files.name} are kept in {kept}")
     return ResultWriter(files, identity, info, ())
+
+
+def _recorded_rates(known: dict[str, Any]) -> Rates | None:
+    try:
+        return Rates(**known["source"]["rates"])
+    except (KeyError, TypeError):  # of a run that could not measure any
+        return None
 
 
 def _complete_rows(samples: Sequence[Sample], wanted: Sequence[tuple[Phase, int]]) -> list[Sample]:

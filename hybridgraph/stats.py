@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-import numpy as np
-
 
 def percentile(values: Sequence[float], q: float) -> float:
     """The ``q``-th percentile (0–100) as a value that was measured: the smallest with at least q % at or below it.
@@ -15,6 +13,8 @@ def percentile(values: Sequence[float], q: float) -> float:
     """
     if not values:
         raise ValueError("a percentile of no values")
+    import numpy as np  # here: a script tells a wrong flag without it, and without what it takes to load
+
     return float(np.percentile(np.asarray(values), q, method="inverted_cdf"))
 
 

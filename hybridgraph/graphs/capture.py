@@ -17,7 +17,8 @@ MIB = 1 << 20
 class CaptureCost:
     """What one graph cost, in milliseconds of wall time and MiB of device memory."""
 
-    warmup_ms: float  # the forward run eagerly once, with its kernels already loaded: also what eager costs
+    warmup_ms: float  # the forward run eagerly once, for the first time at its length
+    eager_ms: float | None  # and once more: what a request without a graph would take; of graphs made before serving
     capture_ms: float  # recording and instantiating
     first_replay_ms: float | None  # pays for the upload; None of a background graph, which is uploaded without running
     replay_ms: float | None  # the second one

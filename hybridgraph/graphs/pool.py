@@ -91,7 +91,7 @@ class GraphPool:
         progress("capturing graphs", 0, len(wanted) + 1)
         self._decode = self._capture_decode()
         for number, length in enumerate(wanted, start=1):
-            self._add(length)
+            self._add(length, serving=False)
             progress("capturing graphs", number + 1, len(wanted) + 1)
 
     def plan(self, length: int) -> Plan:
@@ -189,36 +189,37 @@ class GraphPool:
         """Point at the first id: the request before may have left its last one beyond a shorter prompt."""
         self._static.point_at(0, 0)
 
-    def _add(self, length: int) -> None:
+    def _add(self, length: int, *, serving: bool = True) -> None:
         self._point_at_start()
         with self._capturing:
             if (recorded := self._finished.pop(length, None)) is None:
-                recorded = _Recorded(*self._record(length, rehearse=False), uploaded=False)
+                recorded = _Recorded(*self._record(length, rehearse=False, time_eager=not serving), uploaded=False)
         for old in self._insert(length, recorded):
             old.free()
 
-    def _record(self, length: int, *, rehearse: bool) -> tuple[CapturedGraph, dict[str, Any]]:
+    def _record(self, length: int, *, rehearse: bool, time_eager: bool = False) -> tuple[CapturedGraph, dict[str, Any]]:
         """Warm up and capture; nothing that a request could notice, if it rehearses."""
         warm_up = self._static.rehearse_prefill if rehearse else self._static.run_prefill
-        return self._timed_capture(lambda: warm_up(length), lambda: self._static.run_prefill(length))
+        return self._timed_capture(lambda: warm_up(length), lambda: self._static.run_prefill(length), time_eager)
 
     def _capture_decode(self) -> CapturedGraph:
         with self._capturing:
-            graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode)
+            graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode, time_eager=True)
         self._first_replays(graph, cost)
         self._note(DECODE, cost)
         return graph
 
     def _timed_capture(
-        self, warm_up: Callable[[], None], run: Callable[[], None]
+        self, warm_up: Callable[[], None], run: Callable[[], None], time_eager: bool
     ) -> tuple[CapturedGraph, dict[str, Any]]:
-        cost: dict[str, Any] = {"first_replay_ms": None, "replay_ms": None}
+        cost: dict[str, Any] = {"eager_ms": None, "first_replay_ms": None, "replay_ms": None}
 
         def timed_warm_up() -> None:
-            watch.lap_ms()
-            warm_up()
-            self.backend.synchronize()
-            cost["warmup_ms"] = watch.lap_ms()
+            for name in ("warmup_ms", "eager_ms") if time_eager else ("warmup_ms",):
+                watch.lap_ms()
+                warm_up()
+                self.backend.synchronize()
+                cost[name] = watch.lap_ms()
 
         watch = Stopwatch()
         pool_before, driver_before = self.backend.memory_mib()
@@ -251,12 +252,15 @@ class GraphPool:
 
 
 def _economics(costs: Sequence[CaptureCost]) -> dict[str, Any]:
-    """Medians over the prefill graphs captured so far; a graph pays back what it saves each request over eager."""
-    replayed = [cost for cost in costs if cost.replay_ms is not None]
-    if not replayed:
+    """Medians over the prefill graphs captured so far; a graph pays back what it saves each request over eager.
+
+    What it saves is known of graphs made before serving: behind a request nothing is run only to be timed.
+    """
+    saved = [c.eager_ms - c.replay_ms for c in costs if c.eager_ms is not None and c.replay_ms is not None]
+    if not saved:
         return {}
     total_ms = median(cost.warmup_ms + cost.capture_ms + (cost.first_replay_ms or 0.0) for cost in costs)
-    saved_ms = median(cost.warmup_ms - (cost.replay_ms or 0.0) for cost in replayed)
+    saved_ms = median(saved)
     return {
         "seconds_a_graph": total_ms / 1e3,
         "driver_mib_a_graph": sum(cost.driver_mib for cost in costs) / len(costs),

@@ -12,15 +12,23 @@ from typing import Any
 import pandas as pd
 
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
+from hybridgraph.config import Config, as_flag
 from hybridgraph.errors import UserError
 from hybridgraph.records import DECODE_COLUMNS, IDENTITY_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, RunIdentity
 from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
+# Settings that decide a result and are in no column of its row; those that follow the lengths or the model are not.
+UNTOLD = ("seed", "max_graphs", "precapture", "async_capture", "share_buffers", "decode_tokens")
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
-ADDED_LATER = {"chunked", "sustained_floor_ms"}  # a file from before such a column has unknown cells there
+ADDED_LATER = {
+    "chunked",
+    "sustained_floor_ms",
+    "warm_samples",
+    "first_itl_ms",
+}  # a file from before such a column has unknown cells there
 _TEXT = set(IDENTITY_COLUMNS) - {"seed"}
 
 
@@ -88,7 +96,7 @@ def load_results(directory: Path) -> Results:
     if sweep is not None and (other := _differences(sweep, identity, ("device", "model", "dtype", "load_format"))):
         left_out.append(f"{SWEEP} is left out: {other}")
         sweep = None
-    return Results(tables, identity, environment, left_out, _remarks(tables["ttft"], environment), sweep)
+    return Results(tables, identity, environment, left_out, _remarks(tables, environment), sweep)
 
 
 def _differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequence[str]) -> str:
@@ -96,21 +104,52 @@ def _differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequenc
     return ", ".join(f"{c} {table[c].iloc[0]} instead of {identity[c]}" for c in other)
 
 
-def _remarks(tables: dict[str, pd.DataFrame], environment: dict[str, Any]) -> list[str]:
-    """Rows of several commits, of other operations than the case's own, and from before an attempt that failed."""
-    measured = [(case, tables[case.name]) for case in (*CASES, *PEERS) if case.name in tables]
-    commits = {case.title: str(rows["commit"].iloc[0]) or "unknown" for case, rows in measured}
-    remarks = []
-    if len(set(commits.values())) > 1:
-        named = ", ".join(f"{title} {commit}" for title, commit in commits.items())
-        remarks.append(f"The rows are of several commits: {named}")
-    for case, rows in measured:
-        ops = str(rows["ops"].iloc[0])
+def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, Any]) -> list[str]:
+    """What rows that may share a table need not share: commits, settings, a fresh generator, a finished run."""
+    measured = {
+        case: found
+        for case in (*CASES, *PEERS)
+        if (found := [rows[case.name] for rows in tables.values() if case.name in rows])
+    }
+    told = {case: environment["cases"].get(case.name, {}) for case in measured}
+    remarks = [*_commits(measured), *_settings({case: told[case].get("configuration", {}) for case in measured})]
+    for case, found in measured.items():
+        lacking = [kind for kind, rows in tables.items() if rows and case.name not in rows]
+        if lacking and case in CASES:
+            remarks.append(f"{case.title}: no rows of {', '.join(lacking)}")
+        ops = str(found[0]["ops"].iloc[0])
         if case.ops not in (None, ops):
             remarks.append(f"{case.title}: measured with --ops {ops}, its own are {case.ops}")
-        if reason := environment.get("not_run", {}).get(case.name):
+        if served := told[case].get("served_before"):
+            remarks.append(f"{case.title}: its generator had answered {served} requests before: no request is cold")
+        if reason := environment["not_run"].get(case.name):
             remarks.append(f"{case.title}: the rows are from before its last attempt, which ended early: {reason}")
     return remarks
+
+
+def _commits(measured: dict[Case, list[pd.DataFrame]]) -> list[str]:
+    commits = {
+        case.title: " and ".join(sorted({str(commit) or "unknown" for rows in found for commit in rows["commit"]}))
+        for case, found in measured.items()
+    }
+    if len({commit for named in commits.values() for commit in named.split(" and ")}) < 2:
+        return []
+    return [f"The rows are of several commits: {', '.join(f'{title} {named}' for title, named in commits.items())}"]
+
+
+def _settings(configurations: dict[Case, dict[str, Any]]) -> list[str]:
+    """The settings that no row tells and that are not the default, as flags."""
+    unusual = {
+        case.title: ", ".join(
+            as_flag(name, configuration[name])
+            for name in UNTOLD
+            if configuration.get(name, getattr(Config, name)) != getattr(Config, name)
+        )
+        for case, configuration in configurations.items()
+    }
+    if len(set(unusual.values())) == 1 and len(unusual) > 1:
+        unusual = {"All cases": next(iter(unusual.values()))}
+    return [f"{title}: measured with {flags}" for title, flags in unusual.items() if flags]
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -156,6 +195,8 @@ def _number(cell: str, where: str, column: str) -> float | int:
         raise UserError(f"{where}: '{cell}' is no number") from None
     if not math.isfinite(value) or value < 0 or (value == 0 and column in REQUIRED):
         raise UserError(f"{where}: {cell} is no time, count or rate")
+    if column == "seed" and value.is_integer():
+        return int(value)
     if column != "prompt_length":
         return value
     if not (value.is_integer() and 1 <= value <= LONGEST):

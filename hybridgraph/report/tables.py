@@ -52,6 +52,13 @@ class Table:
         """Mean over the shared rows, by the case's column."""
         return {str(column): float(value) for column, value in self.shared.mean().items()} if len(self.shared) else {}
 
+    def average_rule(self) -> str:
+        """Which rows the averages are over, where those are not all."""
+        if len(self.shared) == len(self.values):
+            return ""
+        lengths = ", ".join(str(length) for length in self.shared.index) or "none"
+        return f"{AVERAGE} is over the lengths that every measured case has: {lengths}."
+
     def winner(self, row: pd.Series[float]) -> str:
         """The case with the least time, or all that share it; empty where fewer than two were measured."""
         known = row.dropna()
