@@ -139,3 +139,29 @@ def test_replacing_a_graph_returns_the_old_one() -> None:
     assert cache.look_up(5) == (5, "new")
     assert cache.clear() == ["new"]
     assert len(cache) == 0
+
+
+@pytest.mark.parametrize("num_lengths", [11, 20, 46])
+def test_predictions_do_not_drive_out_the_graphs_in_use(num_lengths: int) -> None:
+    cache = filled(ExactRule(), list(range(1, 51)), max_graphs=50)
+    lengths = random.sample(range(1, 500), num_lengths)
+    hits = 0
+    for number in range(10):
+        for length in lengths:
+            found = cache.look_up(length)
+            hits += found is not None and number > 0
+            if found is None:
+                cache.insert(length, f"graph {length}")
+            cache.served(length, length, "captured" if found is None else "exact")
+            while (wanted := cache.next_wanted()) is not None:
+                cache.insert(wanted, f"graph {wanted}")
+    assert hits == 9 * num_lengths
+
+
+def test_predictions_run_ahead_of_lengths_that_grow() -> None:
+    cache = filled(ExactRule(), list(range(1, 51)), max_graphs=50)
+    for length in range(1, 500):
+        assert cache.look_up(length) is not None
+        cache.served(length, length, "exact")
+        while (wanted := cache.next_wanted()) is not None:
+            cache.insert(wanted, f"graph {wanted}")

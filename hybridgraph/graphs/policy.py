@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -53,8 +53,11 @@ class Rule(Protocol):
         """Lengths to capture in the background now that ``length`` was served by a graph of ``served_by``."""
         ...
 
-    def is_redundant(self, key: int, captured: Collection[int]) -> bool:
-        """Whether the graphs of ``captured`` serve every length that the one of ``key`` serves, without it."""
+    def first_to_leave(self, captured: Sequence[int], served: Collection[int]) -> int | None:
+        """Of ``captured``, least recently used first: the one that may go for another made in the background, or None.
+
+        The last one has just come and stays. ``served``: those that have served a request.
+        """
         ...
 
 
@@ -72,8 +75,15 @@ class ExactRule:
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
         return [length + ahead for ahead in range(1, SUCCESSORS + 1)]
 
-    def is_redundant(self, key: int, captured: Collection[int]) -> bool:
-        return True  # no graph can stand in for another: plain LRU decides
+    def first_to_leave(self, captured: Sequence[int], served: Collection[int]) -> int | None:
+        """A prediction that nothing has come of, where there are several; what has served goes for a few of them only.
+
+        Otherwise the successors of ten lengths would drive each other's graphs out of a pool of fifty.
+        """
+        predicted = [key for key in captured[:-1] if key not in served]
+        if len(predicted) >= SUCCESSORS:
+            return predicted[0]
+        return next((key for key in captured[:-1] if key in served), None)
 
 
 class PaddedRule:
@@ -107,7 +117,11 @@ class PaddedRule:
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
         return [length] if served_by != length else []
 
+    def first_to_leave(self, captured: Sequence[int], served: Collection[int]) -> int | None:
+        return next((key for key in captured[:-1] if self.is_redundant(key, captured)), None)
+
     def is_redundant(self, key: int, captured: Collection[int]) -> bool:
+        """Whether the graphs of ``captured`` serve every length that the one of ``key`` serves, without it."""
         others = [other for other in captured if other != key]
         shortest_served = max((other for other in others if other < key), default=0) + 1
         # Within one bound padding weighs most on the shortest length: if that has another graph, the rest have too.
@@ -135,8 +149,8 @@ class Counters:
 class GraphCache(Generic[Graph]):
     """The rolling pool under a budget in graphs and one in bytes.
 
-    The least recently used graph leaves first, among those that others can stand in for: an exact
-    graph made in the background must not cost another length the only graph it could be padded to.
+    The least recently used graph leaves first, among those that the rule can do without: an exact graph made in the
+    background must not cost another length the only graph it could be padded to, nor a prediction what is in use.
 
     Not thread-safe by itself: the pool's turn guards it, because freeing a graph must wait for its replay anyway.
     """
@@ -150,6 +164,7 @@ class GraphCache(Generic[Graph]):
         self._graphs: OrderedDict[int, Graph] = OrderedDict()
         self._bytes: dict[int, int] = {}
         self._wanted: OrderedDict[int, None] = OrderedDict()
+        self._served: set[int] = set()  # graphs that have served a request since they came
         self._given_up: set[int] = set()
 
     def __len__(self) -> int:
@@ -180,6 +195,7 @@ class GraphCache(Generic[Graph]):
     def served(self, length: int, key: int, path: GraphPath) -> None:
         """Count an answer, and remember what it makes worth capturing (the latest wish is granted first)."""
         setattr(self.counters, path, getattr(self.counters, path) + 1)
+        self._served.add(key)
         for wish in reversed(self.rule.worth_capturing(length, key)):
             if wish <= self._max_length and wish not in self._graphs and wish not in self._given_up:
                 self._wanted[wish] = None
@@ -204,12 +220,13 @@ class GraphCache(Generic[Graph]):
         return replaced + [old for old in evicted if old is not None]
 
     def evict(self) -> Graph | None:
-        """Take out the least recently used redundant graph, or the least recently used one; None of an empty pool."""
+        """Take out the graph that the rule can do without, or the least recently used one; None of an empty pool."""
         if not self._graphs:
             return None
-        length = self._first_redundant() or next(iter(self._graphs))
+        length = self._first_to_leave() or next(iter(self._graphs))
         graph = self._graphs.pop(length)
         self._bytes.pop(length, None)
+        self._served.discard(length)
         self.counters.evicted += 1
         return graph
 
@@ -220,7 +237,7 @@ class GraphCache(Generic[Graph]):
 
     def next_wanted(self) -> int | None:
         """The length to capture next, taken off the list; None where nothing is worth its place in the pool."""
-        if len(self._graphs) >= self._max_graphs and self._first_redundant() is None:
+        if len(self._graphs) >= self._max_graphs and self._first_to_leave() is None:
             self._wanted.clear()  # what is wished for again may find another pool
             return None
         while self._wanted:
@@ -229,10 +246,8 @@ class GraphCache(Generic[Graph]):
                 return length
         return None
 
-    def _first_redundant(self) -> int | None:
-        newest = next(reversed(self._graphs), None)
-        candidates = (key for key in self._graphs if key != newest)
-        return next((key for key in candidates if self.rule.is_redundant(key, self._graphs)), None)
+    def _first_to_leave(self) -> int | None:
+        return self.rule.first_to_leave(list(self._graphs), self._served)
 
     def clear(self) -> list[Graph]:
         """Take every graph out, uncounted: the pool is closing."""
