@@ -7,6 +7,7 @@ with closing(GeneratorClient.connect(path, script="case4_jit_cuda_generator.py")
 from __future__ import annotations
 
 import shlex
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -89,6 +90,8 @@ class GeneratorLink:
                 self.channel.send(message)
         except (TimeoutError, ProtocolError) as error:
             raise self.fault(error) from None
+        except (TypeError, OverflowError) as error:
+            raise UserError(f"no request: {error}") from None
 
     def receive(self) -> ToClient:
         """The next message, whatever it is."""
@@ -148,6 +151,7 @@ class GeneratorClient:
         self._link = link
         self._ready = ready
         self._request = 0  # the last one sent
+        self._sending = threading.Lock()  # a cancel of another thread comes behind what it cancels
         self.last: Done | None = None  # of the last finished answer
 
     @classmethod
@@ -181,15 +185,10 @@ class GeneratorClient:
 
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         """Answer ``request``; raises RequestFailed, or UserError where the generator is gone."""
-        self._request = number = self._request + 1
-        message = Generate(
-            request=number,
-            prompt_ids=request.prompt_ids,
-            max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
-        self._link.send(message)
+        number = self._request + 1
+        with self._sending:
+            self._link.send(Generate.of(number, request))
+            self._request = number
         try:
             return self._receive_answer(number, emit)
         except RequestFailed:
@@ -214,7 +213,8 @@ class GeneratorClient:
 
     def cancel(self) -> None:
         """Give up the request in flight, if any: its ``stream`` raises RequestFailed("cancelled")."""
-        self._link.send(Cancel(request=self._request))
+        with self._sending:
+            self._link.send(Cancel(request=self._request))
 
     def stats(self) -> dict[str, Any]:
         self._link.send(GetStats())

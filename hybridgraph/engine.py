@@ -13,7 +13,7 @@ the last id is read.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
@@ -30,11 +30,11 @@ from hybridgraph.graphs.background import BackgroundCapture
 from hybridgraph.graphs.capture import CapturedGraph, backend_for
 from hybridgraph.graphs.policy import RULES, GraphCache
 from hybridgraph.graphs.pool import GraphPool, Plan, eagerly
-from hybridgraph.model import LoadedModel, load_model, out_of_memory_is_users
-from hybridgraph.ops import dynamic_ops
+from hybridgraph.model import LoadedModel, device_called, load_model, out_of_memory_is_users
+from hybridgraph.ops import OPS, dynamic_ops
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo, check_request
-from hybridgraph.timing import DeviceMark, DeviceTimer, Stopwatch
+from hybridgraph.timing import DeviceMark, DeviceTimer, Stopwatch, on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what no engine can be made of."""
-        for name, allowed in (("forward", ("hf", "fused")), ("graphs", ("none", *RULES))):
+        for name, allowed in (("ops", OPS), ("forward", ("hf", "fused")), ("graphs", ("none", *RULES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
         for name, number in (("max_graphs", self.max_graphs), ("positions", self.positions)):
@@ -61,7 +61,7 @@ class EngineOptions:
             raise UserError(f"precapture {min(self.precapture)}: a length is 1 or more")
 
 
-class HybridEngine:
+class HybridEngine(AbstractContextManager["HybridEngine"]):
     """Answers requests one at a time, in one thread; ``answer`` is what the generator serves, ``generate`` a user's."""
 
     def __init__(
@@ -81,16 +81,17 @@ class HybridEngine:
         self._answering = self._closed = False
         self._pool: GraphPool | None = None
         self._background: BackgroundCapture | None = None
-        with out_of_memory_is_users(device):
+        with on_device(device), out_of_memory_is_users(device):
             self._buffers = StaticBuffers(
                 positions=options.positions, vocab_size=loaded.vocab_size, dtype=loaded.dtype, device=device
             )
+            self._device = self._buffers.logits.device  # which has a number
             self._static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
             progress("compiling dynamic operations", 0, 1)
             self._ops.compile(self._buffers)
             self._facts: dict[str, Any] = {"kernels": self._static.kernels, "ops_compile_ms": watch.lap_ms()}
             if captured:
-                self._open_pool(options, device, progress)
+                self._open_pool(options, progress)
                 self._facts["precapture_ms"] = watch.lap_ms()
         backend = self._pool.backend.name if self._pool else "none"
         self.info = replace(
@@ -110,13 +111,9 @@ class HybridEngine:
         **options: Any,
     ) -> HybridEngine:
         """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
-        engine_options = EngineOptions(**options)
-        try:
-            where = torch.device(device)
-        except RuntimeError:
-            raise UserError(f"device '{device}': one of cpu, cuda, cuda:N") from None
-        loaded = load_model(model, load_format=load_format, dtype=dtype, device=where, seed=seed)
-        return cls(loaded, engine_options, loaded.info(), progress)
+        made_of = EngineOptions(**options)
+        loaded = load_model(model, load_format=load_format, dtype=dtype, device=device_called(device), seed=seed)
+        return cls(loaded, made_of, loaded.info(), progress)
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
@@ -171,6 +168,11 @@ class HybridEngine:
                 self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
                 self._served(len(request.prompt_ids), plan)
 
+    def require_usable(self) -> None:
+        """Raise RuntimeError where an error has left the device unusable for this process."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def stats(self) -> dict[str, Any]:
         """Counters and costs so far, as JSON values."""
         return self._facts | (self._pool.stats() if self._pool else {})
@@ -187,10 +189,8 @@ class HybridEngine:
         if self._background:
             self._background.close()
         if self._pool:
-            self._pool.close()
-
-    def __enter__(self) -> HybridEngine:
-        return self
+            with on_device(self._device):
+                self._pool.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -246,17 +246,17 @@ class HybridEngine:
     def _turn(self) -> Iterator[None]:
         if self._closed:
             raise UserError("the engine is closed")
-        with self._pool.turn.of_requests() if self._pool else nullcontext():
+        with on_device(self._device), self._pool.turn.of_requests() if self._pool else nullcontext():
             yield
 
     def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]
 
-    def _open_pool(self, options: EngineOptions, device: torch.device, progress: OnProgress) -> None:
+    def _open_pool(self, options: EngineOptions, progress: OnProgress) -> None:
         cache: GraphCache[CapturedGraph] = GraphCache(
             RULES[options.graphs], max_graphs=options.max_graphs, max_length=options.positions
         )
-        self._pool = GraphPool(self._static, backend_for(device), cache)
+        self._pool = GraphPool(self._static, backend_for(self._device), cache)
         # As many as the pool holds: what would be evicted before the first request is not captured at all.
         lengths = [length for length in sorted(set(options.precapture)) if length <= options.positions]
         lengths = lengths[: options.max_graphs]
@@ -264,8 +264,8 @@ class HybridEngine:
         self._static.prepare(lengths)
         self._pool.precapture(lengths, progress)
         if options.async_capture:
-            self._background = BackgroundCapture(self._pool)
-            finalize(self, self._background.close).atexit = False
+            self._background = BackgroundCapture(self._pool, self._device)
+            finalize(self, self._background.stop).atexit = False
 
     def _plan(self, length: int) -> Plan:
         return self._pool.plan(length) if self._pool else eagerly(self._static, length)

@@ -42,9 +42,13 @@ def unknown_model(name: str) -> UserError:
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; raises UserError for anything else, and FileNotFoundError."""
+    """The JSON object in ``path``; raises UserError for anything else, but FileNotFoundError where it is not there."""
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {first_line(error)}") from None
     if not isinstance(numbers, dict):

@@ -7,38 +7,13 @@ Prefill or DecodeStep, and the device's have when Replayed is sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from contextlib import ExitStack
 
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.messages import CpuBuffer, CudaBuffer, DecodeStep, Failed, Finished, Prefill, Replayed
-from hybridgraph.records import Report
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hybridgraph.served import SharingEngine
 
 LeaseMessage = Prefill | DecodeStep | Finished
-
-
-@runtime_checkable
-class SharingEngine(Protocol):
-    """An engine whose static buffers a client may fill and read itself."""
-
-    def shared_tensors(self) -> dict[str, Tensor]:
-        """By the names of ``hybridgraph.ipc.buffers.SHARED_NAMES``."""
-        ...
-
-    def hold(self) -> AbstractContextManager[Any]:
-        """Until it is left, nothing in the background touches cache and logits."""
-        ...
-
-    def replay_prefill(self, length: int) -> Report:
-        """Run a prompt of ``length`` ids; when it returns, the device has written the logits."""
-        ...
-
-    def replay_decode(self) -> None:
-        """Run one step; when it returns, the device has written the logits."""
-        ...
 
 
 class Lease:

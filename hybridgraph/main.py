@@ -27,7 +27,7 @@ from hybridgraph.signals import stop_signals_raise
 if TYPE_CHECKING:
     from hybridgraph.client import GeneratorClient
     from hybridgraph.records import TokenSource
-    from hybridgraph.server import Engine
+    from hybridgraph.served import Engine
     from hybridgraph.shared_client import SharedBufferClient
 
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.

@@ -64,6 +64,17 @@ class LoadedModel:
         )
 
 
+def device_called(name: str) -> torch.device:
+    """The device of that name; raises UserError for one that no model is run on."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}': one of cpu, cuda, cuda:N")
+    return device
+
+
 def load_model(name: str, *, load_format: str, dtype: str, device: torch.device, seed: int) -> LoadedModel:
     """Load ``name``: a built-in shape, a local directory or, with load format ``auto``, a hub id or a GGUF file.
 
@@ -153,18 +164,28 @@ def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
 
 def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Real weights: safetensors only (or one GGUF file), never code from the model's repository."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     location, file = location_of(name)
     several = device == torch.device("cuda") and torch.cuda.device_count() > 1
     with looking_up(name), out_of_memory_is_users(device):
-        return AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=dtype,
-            trust_remote_code=False,
-            device_map="sequential" if several else {"": device},
-            **(file or {"use_safetensors": True}),
-        )
+        try:
+            module, found = AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=dtype,
+                trust_remote_code=False,
+                device_map="sequential" if several else {"": device},
+                output_loading_info=True,
+                **(file or {"use_safetensors": True}),
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (SafetensorError, RuntimeError) as error:
+            raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from None
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise UserError(f"model '{name}' is incomplete: its files lack {len(missing)} weights, such as {missing[0]}")
+    return module
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def generator_process(script: str, argv: Sequence[str]) -> Iterator[None]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent) as process:
         try:
             assert process.stdout is not None
-            if not process.stdout.readline().startswith("listening"):
+            if not any(line.startswith("listening") for line in process.stdout):  # whatever else is printed there
                 code = process.wait()
                 ended = AlreadyTold if code == 2 else UserError
                 raise ended(f"the generator {script} ended before it listened (exit code {code})")

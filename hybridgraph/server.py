@@ -14,9 +14,9 @@ import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any, Protocol
+from typing import Any
 
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import Listener
@@ -37,43 +37,14 @@ from hybridgraph.ipc.messages import (
     Token,
     ToServer,
 )
-from hybridgraph.lending import Lease, LeaseMessage, SharingEngine, one_line
+from hybridgraph.lending import Lease, LeaseMessage, one_line
 from hybridgraph.progress import OnProgress, say
-from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.served import Engine, SharingEngine
 from hybridgraph.signals import Stopped, StopSignals
 from hybridgraph.waiting import Job, Line
 
 FINISH_S = 2.0  # what an answer in flight is given when the generator is told to stop
 MAX_WAITING_PER_CLIENT = 64
-
-
-class Engine(Protocol):
-    """What is served. All calls come from the thread that called ``serve``."""
-
-    @property
-    def info(self) -> SourceInfo: ...
-
-    @property
-    def is_capturing(self) -> bool:
-        """Whether a thread of its own wants the interpreter."""
-        ...
-
-    @property
-    def report(self) -> Report:
-        """Of the last finished answer or prefill."""
-        ...
-
-    def check(self, request: Request) -> None:
-        """Raise UserError for a request that cannot be answered."""
-        ...
-
-    def answer(self, request: Request) -> Generator[int, None, None]:
-        """The ids of the answer, each when it exists; closing the generator cancels it."""
-        ...
-
-    def stats(self) -> dict[str, Any]: ...
-
-    def close(self) -> None: ...
 
 
 def log_to_stderr(text: str) -> None:
@@ -149,6 +120,8 @@ class Server:
         self._state = Progress(stage=stage, done=done, total=total)
         self._hub.broadcast(self._state)
         self._hub.poll(0.0)
+        if self._stop.received is not None:
+            raise Stopped
 
     def run(self, engine: Engine, on_ready: Callable[[], None]) -> None:
         """Answer requests in the order of their arrival until a signal to stop."""
@@ -173,7 +146,7 @@ class Server:
             self._fail(job, kind, error)
         self._state = Failed(request=None, kind=kind, error=error)
         self._hub.broadcast(self._state)
-        for _ in range(2):  # accepts pending connections, then reads their Hello and tells them too
+        for _ in range(2):  # accepts all pending connections, then reads their Hello and tells them too
             self._hub.poll(0.0)
 
     def close(self) -> None:
@@ -197,18 +170,24 @@ class Server:
         except Exception as error:
             self._log(f"a request failed in the engine: {one_line(error)}")
             self._fail(job, "engine", one_line(error))
+            self._require_usable(engine)
         finally:
             self._line.holder = None
 
+    def _require_usable(self, engine: Engine) -> None:
+        """Raise UserError, and tell every client, where no later request could be answered either."""
+        try:
+            engine.require_usable()
+        except Exception as error:
+            reason = f"the device can no longer be used ({one_line(error)}): start the generator again"
+            self.end_all("engine", reason)
+            raise UserError(reason) from None
+
     def _answer(self, engine: Engine, job: Job, message: Generate) -> None:
         held_s = time.perf_counter()
-        request = Request(
-            prompt_ids=message.prompt_ids,
-            max_new_tokens=message.max_new_tokens,
-            temperature=message.temperature,
-            seed=message.seed,
-        )
-        engine.check(request)
+        request = message.asked()
+        if not job.checked:  # it came before the engine
+            engine.check(request)
         first_token_ms, count = None, 0
         with closing(engine.answer(request)) as ids:
             for index, token_id in enumerate(ids):
@@ -263,6 +242,13 @@ class Server:
             self._hub.drop(connection, "protocol", "a second Hello")
 
     def _enqueue(self, job: Job) -> None:
+        if self._engine and isinstance(job.message, Generate):
+            try:
+                self._engine.check(job.message.asked())
+            except UserError as error:  # now: it need not wait for what cannot be
+                self._fail(job, "request", str(error))
+                return
+            job.checked = True
         if self._line.num_of(job.connection) >= MAX_WAITING_PER_CLIENT:
             self._fail(job, "request", f"{MAX_WAITING_PER_CLIENT} requests of this client wait already")
         else:

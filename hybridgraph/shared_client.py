@@ -19,6 +19,7 @@ from torch import Tensor
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.client import SILENCE_S, GeneratorLink, OnQueued
 from hybridgraph.errors import UserError
+from hybridgraph.hub import first_line
 from hybridgraph.ipc.buffers import SHARED_NAMES, ImportedBuffer
 from hybridgraph.ipc.messages import DecodeStep, Finished, GetStats, Prefill, Ready, Replayed, Share, Shared, Stats
 from hybridgraph.ops import DynamicOps, dynamic_ops
@@ -155,6 +156,9 @@ def _import_buffers(link: GeneratorLink, imported: ExitStack) -> dict[str, Tenso
             name: imported.enter_context(ImportedBuffer(shared.buffers[name], descriptors)).tensor
             for name in SHARED_NAMES
         }
+    except (RuntimeError, ValueError, OSError) as error:  # of the driver: not every container lets processes share
+        where = f"the buffers of the generator at {link.path} cannot be used from here"
+        raise UserError(f"{where} ({first_line(error)}): leave out --share-buffers") from None
     finally:
         for descriptor in descriptors:  # a mapping outlives its descriptor
             os.close(descriptor)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+AGAIN_S = 0.01
 
 
 class Stopped(BaseException):
@@ -38,10 +42,10 @@ class StopSignals:
         self.wake.close()
         self._waker.close()
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self.received_s = number, time.monotonic()
-        if self._raises:
+        if self._raises and not _put_off(number, frame):
             raise Stopped
 
     @contextmanager
@@ -63,8 +67,9 @@ class StopSignals:
 def stop_signals_raise() -> Iterator[None]:
     """SIGTERM and SIGHUP end this process by an exception, so that what it started is ended first."""
 
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def leave(number: int, frame: FrameType | None) -> None:
+        if not _put_off(number, frame):
+            raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -72,6 +77,16 @@ def stop_signals_raise() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _put_off(number: int, frame: FrameType | None) -> bool:
+    """Whether the signal is sent once more, a moment later: what is raised in a callback of an import gets lost."""
+    if frame is None or not frame.f_code.co_filename.startswith("<frozen importlib"):
+        return False
+    again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+    return True
 
 
 def end_with_parent() -> None:

@@ -17,6 +17,7 @@ class Job:
     connection: Connection
     message: Generate | Share
     arrived_s: float  # perf_counter
+    checked: bool = False
     told_ahead: int = 0  # the position its client knows
     cancelled: bool = False
 

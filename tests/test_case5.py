@@ -77,7 +77,7 @@ def test_every_version_is_measured_in_its_own_process(tmp_path: Path, version: s
     assert json.loads(out.splitlines()[-1])["case"] == CASE5.name  # though the engine prints to standard output
     assert "[TensorRT-LLM]" not in out and "from below Python" in err
     assert worker_is_gone(tmp_path)
-    check_record(tmp_path, version, num_requests=2 * (2 + 3 + 5))
+    check_record(tmp_path, version, num_requests=2 * (2 + 3 + 6))
 
 
 def check_record(tmp_path: Path, version: str, num_requests: int) -> None:

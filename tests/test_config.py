@@ -95,13 +95,15 @@ def test_positions_are_what_the_model_has_room_for() -> None:
 
 def test_what_a_source_was_opened_with_is_what_is_recorded() -> None:
     served = Config(model="m", dtype="float16", load_format="auto", max_graphs=7).as_json()
-    asked = Config(dtype="float16", seed=3)
+    asked = Config(dtype="float16", greedy=True)
     asked.require_opened_as(served, "it")
-    assert asked.opened_as(served) == Config(model="m", dtype="float16", load_format="auto", max_graphs=7, seed=3)
+    assert asked.opened_as(served) == Config(model="m", dtype="float16", load_format="auto", max_graphs=7, greedy=True)
     with pytest.raises(UserError, match="--dtype bfloat16: it has float16"):
         Config(dtype="bfloat16").require_opened_as(served, "it")
     with pytest.raises(UserError, match="--load-format auto: it has dummy"):
         Config(load_format="auto").require_opened_as(served | {"load_format": "dummy"}, "it")
+    with pytest.raises(UserError, match="--seed 3: it has 0"):
+        Config(seed=3).require_opened_as(served, "it")
     with pytest.raises(UserError, match="--no-async-capture: it has True"):
         Config(async_capture=False).require_opened_as(served, "it")
     assert asked.opened_as({}) == asked

@@ -65,8 +65,8 @@ def test_protocol_order_and_prompts(tmp_path: Path) -> None:
     source = CountingSource()
     measure(source, config(tmp_path, decode_tokens=3), CASE1)
     lengths = [len(request.prompt_ids) for request in source.requests]
-    assert lengths == [3] * 2 + [7] * 2 + [3] * 4 + [7] * 4 + [3] * 5 + [7] * 5
-    assert [request.max_new_tokens for request in source.requests] == [1] * 12 + [4] * 10
+    assert lengths == [3] * 2 + [7] * 2 + [3] * 4 + [7] * 4 + [3] * 6 + [7] * 6
+    assert [request.max_new_tokens for request in source.requests] == [1] * 12 + [4] * 12
     prompts = [tuple(request.prompt_ids) for request in source.requests]
     assert len(set(prompts)) == len(prompts), "no two requests share their ids"
     text, source = TextPrompts(range(100), seed=0, source="text"), CountingSource()
@@ -92,7 +92,7 @@ def test_files_and_columns(tmp_path: Path) -> None:
         assert {row["graph_backend"] for row in table} == {"emulated"}
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["cases"]["case1_baseline"]["configuration"]["p99_iterations"] == 4
-    assert environment["cases"]["case1_baseline"]["stats"] == {"requests": 2 * 2 + 4 * 2 + 5 * 2}
+    assert environment["cases"]["case1_baseline"]["stats"] == {"requests": 2 * 2 + 4 * 2 + 6 * 2}
 
 
 def test_cold_first_seen_and_warm_are_told_apart(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.server import serve
 
 VOCAB_SIZE, MAX_SEQ_LEN = 100, 600
-BREAKS, SLOW = 7, 8
+BREAKS, SLOW, BREAKS_FOR_GOOD = 7, 8, 6
 TOKEN_S = 0.05
 
 
@@ -44,6 +44,7 @@ class ToyEngine:
         )
         self.report = Report()
         self.abandoned = 0
+        self.broken = False
 
     def check(self, request: Request) -> None:
         if not request.prompt_ids:
@@ -60,6 +61,9 @@ class ToyEngine:
             for token_id in toy_answer(request.prompt_ids, request.max_new_tokens, request.seed):
                 if BREAKS in request.prompt_ids:
                     raise RuntimeError("the engine broke\non two lines")
+                if BREAKS_FOR_GOOD in request.prompt_ids:
+                    self.broken = True
+                    raise RuntimeError("device-side assert")
                 if SLOW in request.prompt_ids:
                     time.sleep(TOKEN_S)
                 yield token_id
@@ -67,6 +71,10 @@ class ToyEngine:
         finally:
             self.abandoned += not finished
             self.report = Report(device_ms=1.5, graph_path="exact")
+
+    def require_usable(self) -> None:
+        if self.broken:
+            raise RuntimeError("device-side assert")
 
     def stats(self) -> dict[str, Any]:
         return {"abandoned": self.abandoned}

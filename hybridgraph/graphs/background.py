@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from hybridgraph.graphs.pool import GraphPool
 from hybridgraph.progress import say
+from hybridgraph.timing import on_device
 
 SWITCH_INTERVAL_S = 1e-4
+
+
+class QuickSwitching:
+    """While any thread is within ``entered``, the interpreter changes hands quickly: it is the process's setting."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_within = 0
+        self._before_s = 0.0
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with self._lock:
+            if self._num_within == 0:
+                self._before_s = sys.getswitchinterval()
+                sys.setswitchinterval(SWITCH_INTERVAL_S)
+            self._num_within += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_within -= 1
+                if self._num_within == 0:
+                    sys.setswitchinterval(self._before_s)
+
+
+QUICK_SWITCHING = QuickSwitching()
 
 
 class BackgroundCapture:
     """One daemon thread. Its errors go to the log and the counters, never to a request."""
 
-    def __init__(self, pool: GraphPool) -> None:
+    def __init__(self, pool: GraphPool, device: torch.device) -> None:
         self._pool = pool
-        # A capture is a tenth of a second of Python: a request's thread must get the interpreter back at once.
-        self._interval_before_s = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._device = device
         self._work = threading.Event()
         self._working = False
         self._stopping = False
@@ -37,25 +67,27 @@ class BackgroundCapture:
         if self._pool.cache.has_wishes:
             self._work.set()
 
-    def close(self) -> None:
-        """Stop after the capture in progress; graphs may be freed once this returns."""
-        if self._stopping:
-            return
+    def stop(self) -> None:
+        """Ask it to stop after the capture in progress. For Python's collector, which must not wait for a thread."""
         self._stopping = True
         self._work.set()
-        if threading.current_thread() is not self._thread:  # Python's collector may end a dropped engine here
-            self._thread.join()
+
+    def close(self) -> None:
+        """Stop after the capture in progress; graphs may be freed once this returns."""
+        self.stop()
+        self._thread.join()
         self._work.clear()
-        sys.setswitchinterval(self._interval_before_s)
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._work.wait()
-            self._working = True
-            self._work.clear()
-            while not self._stopping and (length := self._pool.next_wanted()) is not None:
-                self._capture(length)
-            self._working = False
+        # A capture is a tenth of a second of Python: a request's thread must get the interpreter back at once.
+        with QUICK_SWITCHING.entered(), on_device(self._device):
+            while not self._stopping:
+                self._work.wait()
+                self._working = True
+                self._work.clear()
+                while not self._stopping and (length := self._pool.next_wanted()) is not None:
+                    self._capture(length)
+                self._working = False
 
     def _capture(self, length: int) -> None:
         try:

@@ -17,6 +17,7 @@ from hybridgraph.progress import OnProgress, say
 from hybridgraph.records import GraphPath
 from hybridgraph.timing import Stopwatch
 
+CAPTURING = threading.Lock()  # one capture at a time in a process, whichever engine's
 DECODE = 0  # the decode graph's key among the costs; no prompt has this length
 
 
@@ -80,7 +81,6 @@ class GraphPool:
         self.costs: dict[int, CaptureCost] = {}
         self.num_captures = 0
         self._static = static
-        self._capturing = threading.Lock()  # one capture at a time in a process
         self._finished: dict[int, _Recorded] = {}  # in the background, and on their way into the pool
         self._hopeless: set[int] = set()  # lengths whose capture failed: to try again would cost the others theirs
         self._decode: CapturedGraph | None = None
@@ -118,7 +118,7 @@ class GraphPool:
 
     def capture_in_background(self, length: int) -> None:
         """Capture while requests are served; the turn is taken for the exchange alone, where the driver uploads."""
-        with self._capturing:
+        with CAPTURING:
             graph, cost = self._record(length, rehearse=True)
             self._finished[length] = _Recorded(graph, cost, uploaded=graph.upload())
         with self.turn.of_captures():
@@ -160,10 +160,12 @@ class GraphPool:
             self._decode = None
 
     def _replay_chunks(self, chunks: list[tuple[Chunk, CapturedGraph]], length: int) -> None:
-        for chunk, graph in chunks:
-            self._static.point_at(chunk.start, min(chunk.end, length) - 1)
-            graph.replay()
-        self._static.point_at(0, length - 1)  # whoever places the next prompt counts on the first id
+        try:
+            for chunk, graph in chunks:
+                self._static.point_at(chunk.start, min(chunk.end, length) - 1)
+                graph.replay()
+        finally:
+            self._static.point_at(0, length - 1)  # whoever places the next prompt counts on the first id
 
     def _capture_or_make_room(self, length: int) -> bool:
         """Capture; out of memory, give up the oldest half of the pool and try once more. False: serve eagerly."""
@@ -191,7 +193,7 @@ class GraphPool:
 
     def _add(self, length: int, *, serving: bool = True) -> None:
         self._point_at_start()
-        with self._capturing:
+        with CAPTURING:
             if (recorded := self._finished.pop(length, None)) is None:
                 recorded = _Recorded(*self._record(length, rehearse=False, time_eager=not serving), uploaded=False)
         for old in self._insert(length, recorded):
@@ -203,7 +205,7 @@ class GraphPool:
         return self._timed_capture(lambda: warm_up(length), lambda: self._static.run_prefill(length), time_eager)
 
     def _capture_decode(self) -> CapturedGraph:
-        with self._capturing:
+        with CAPTURING:
             graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode, time_eager=True)
         self._first_replays(graph, cost)
         self._note(DECODE, cost)

@@ -62,8 +62,8 @@ def listen(path: Path | None = None) -> Iterator[Listener]:
     """
     owned = fresh_socket_path() if path is None else None
     path = (path or owned or Path()).absolute()
-    require_short(path)
     try:
+        require_short(path)
         _require_private(path.parent)
         with _locked(path), _bound(path) as listening:
             yield Listener(listening, path)
@@ -113,7 +113,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _bound(path: Path) -> Iterator[socket.socket]:
     _remove_stale(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        listening.bind(str(path))
+        try:
+            listening.bind(str(path))
+        except OSError as error:
+            raise UserError(f"--socket: {path} cannot be made: {error.strerror}") from None
         bound = path.lstat()
         try:
             path.chmod(0o600)

@@ -137,11 +137,17 @@ class Hub:
         self._selector.close()
 
     def _accept(self) -> None:
-        try:
-            endpoint, _ = self._listener.accept()
-        except OSError as error:
-            self._log(f"a client could not be accepted: {error}")
-            return
+        while True:
+            try:
+                endpoint, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._log(f"a client could not be accepted: {error}")
+                return
+            self._let_in(endpoint)
+
+    def _let_in(self, endpoint: socket.socket) -> None:
         endpoint.setblocking(False)
         connection = Connection(endpoint, time.monotonic() + self._hello_timeout_s)
         self._connections.add(connection)

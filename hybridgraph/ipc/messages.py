@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from hybridgraph.records import Report, SourceInfo
+from hybridgraph.records import Report, Request, SourceInfo
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
@@ -62,11 +62,30 @@ class Generate(Message, tag="generate"):
     temperature: float  # 0 is greedy
     seed: int
 
+    @classmethod
+    def of(cls, number: int, asked: Request) -> Generate:
+        """The message that asks for ``asked``, as request ``number``."""
+        return cls(
+            request=number,
+            prompt_ids=asked.prompt_ids,
+            max_new_tokens=asked.max_new_tokens,
+            temperature=asked.temperature,
+            seed=asked.seed,
+        )
+
+    def asked(self) -> Request:
+        return Request(
+            prompt_ids=self.prompt_ids,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
 
 class Cancel(Message, tag="cancel"):
     """Stop a request that waits or is being answered; it ends in Failed("cancelled"). Unknown ids are ignored.
 
-    Of a Share it is the end, and no failure: there is no reply.
+    Of a Share that was granted it is the end, and no failure: there is no reply.
     """
 
     request: int

@@ -1,9 +1,10 @@
 """The dynamic operations: what differs from request to request and stays outside the captured graphs.
 
-One signature, four implementations (``native``, ``torchscript``, ``inductor``, ``fused``), equal to each other.
+One signature, four implementations, equal to each other.
 
 Sampling inverts the cumulative distribution at one uniform number that the host drew: the same
-(logits, temperature, uniform) give the same id everywhere, and no device random-number state
+(logits, temperature, uniform) give the same id everywhere, but where a draw falls so close to an
+id's edge that sums in another order round it to the neighbour; and no device random-number state
 exists that a capture could disturb.
 """
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.errors import UserError
 from hybridgraph.records import Request
+
+OPS = ("native", "torchscript", "inductor", "fused")
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,13 @@ class DynamicOps:
 def dynamic_ops(name: str) -> DynamicOps:
     """The implementation called ``name``; each is imported, and compiled, only when it is asked for."""
     if name == "native":
-        from hybridgraph.ops.native import OPS
+        from hybridgraph.ops.native import OPS as ops
     elif name == "torchscript":
-        from hybridgraph.ops.torchscript import OPS
+        from hybridgraph.ops.torchscript import OPS as ops
     elif name == "inductor":
-        from hybridgraph.ops.inductor import OPS
+        from hybridgraph.ops.inductor import OPS as ops
     elif name == "fused":
-        from hybridgraph.ops.fused import OPS
+        from hybridgraph.ops.fused import OPS as ops
     else:
-        raise UserError(f"unknown dynamic operations '{name}': one of native, torchscript, inductor, fused")
-    return OPS
+        raise UserError(f"unknown dynamic operations '{name}': one of {', '.join(OPS)}")
+    return ops

@@ -82,8 +82,10 @@ def _location(name: str, load_format: str) -> str:
     directory = Path(name).expanduser()
     if directory.is_dir():
         return str(directory)
-    if load_format == "dummy" or name.count("/") != 1:
+    if load_format == "dummy":
         raise unknown_model(name)
+    if name.count("/") != 1:
+        raise UserError(f"model '{name}' is no directory, and no hub id: that is owner/name")
     return name
 
 
@@ -120,7 +122,7 @@ def _special_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _first_id(value: int | list[int] | None) -> int | None:
-    return value[0] if isinstance(value, list) else value
+    return next(iter(value), None) if isinstance(value, list) else value
 
 
 def _written(numbers: Mapping[str, Any]) -> tempfile.TemporaryDirectory[str]:
