@@ -3,6 +3,8 @@
 import copy
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,8 @@ from hybridgraph.model import LoadedModel, load_model
 from hybridgraph.records import Request
 from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.sources.local import LocalEngineSource
+
+ROOT = Path(__file__).resolve().parent.parent
 
 Ids = Callable[[int, int], list[int]]
 
@@ -253,6 +257,94 @@ def test_a_closed_engine_answers_nothing(loaded: LoadedModel, random_ids: Ids) -
             ask()
 
 
+DROPPED = """
+import gc, sys, time
+from hybridgraph import HybridEngine
+
+def use():
+    engine = HybridEngine.from_pretrained(
+        "tiny-llama", load_format="dummy", dtype="float32", device="cpu", ops="native", precapture=(16, 32)
+    )
+    list(engine.generate([1] * 12, 1))
+    half_read = engine.generate([1] * 13, 4)
+    next(half_read)
+    try:
+        raise ValueError("the consumer failed")
+    except ValueError as error:
+        kept = error  # frame, exception, traceback, frame: the usual cycle
+    time.sleep(0.3)
+    assert engine.is_capturing, "it waits for the turn that the half-read answer holds"
+
+before = sys.getswitchinterval()
+use()
+gc.collect()
+deadline = time.monotonic() + 20
+while sys.getswitchinterval() != before and time.monotonic() < deadline:
+    time.sleep(0.01)
+print("switches as before" if sys.getswitchinterval() == before else sys.getswitchinterval())
+"""
+
+
+def test_an_engine_dropped_with_a_half_read_answer_ends() -> None:
+    """Python's collector ends the engine before the answer that holds the turn."""
+    run = subprocess.run([sys.executable, "-c", DROPPED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "switches as before\n"), run.stderr
+
+
+def test_the_interpreter_switches_quickly_until_the_last_engine_is_closed(loaded: LoadedModel) -> None:
+    before = sys.getswitchinterval()
+    first, second = (open_engine(loaded, EngineOptions(ops="native", precapture=(10,))) for _ in range(2))
+    wait_until(lambda: sys.getswitchinterval() < before)
+    first.close()
+    assert sys.getswitchinterval() < before
+    second.close()
+    assert sys.getswitchinterval() == before
+
+
+def test_a_chunked_prefill_that_is_interrupted_changes_nothing_for_the_next(random_ids: Ids) -> None:
+    loaded = load_model("tiny-llama", load_format="dummy", dtype="float32", device=torch.device("cpu"), seed=0)
+    options = EngineOptions(
+        ops="native", forward="fused", precapture=(64, 128, 500), async_capture=False, positions=600
+    )
+    prompt, long = random_ids(480, 2000), random_ids(300, 2000)
+    with open_engine(loaded, options) as engine:
+        expected = list(engine.generate(prompt, 4))
+        assert engine._pool is not None
+        static = engine._pool._static
+        point_at, starts = static.point_at, []
+
+        def interrupted(start: int, last: int) -> None:
+            point_at(start, last)
+            starts.append(start)
+            if len(starts) == 2:
+                raise KeyboardInterrupt
+
+        static.point_at = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.generate(long, 2))
+        static.point_at = point_at  # type: ignore[method-assign]
+        assert starts[1] > 0
+        assert list(engine.generate(prompt, 4)) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("forward", ["hf", "fused"])
+def test_an_engine_on_another_gpu_than_the_current_one(forward: str, random_ids: Ids) -> None:
+    answers = []
+    prompts = [random_ids(length, 2000) for length in (9, 9, 25, 25, 70)]
+    for device in ("cuda:0", "cuda:1"):
+        with HybridEngine.from_pretrained(
+            "tiny-llama", load_format="dummy", device=device, forward=forward, ops="fused", precapture=(16, 32)
+        ) as engine:
+            answers.append([list(engine.generate(prompt, 8)) for prompt in prompts])
+            wait_until(lambda engine=engine: not engine.is_capturing)
+            assert engine.stats()["counters"]["background"] > 0
+            answers[-1] += [list(engine.generate(prompt, 8)) for prompt in prompts]
+        assert torch.cuda.current_device() == 0
+    assert answers[0] == answers[1]
+
+
 def test_a_half_read_answer_may_end_on_any_thread(loaded: LoadedModel, random_ids: Ids) -> None:
     """As Python's collector ends one that was dropped: on the thread that it happens to run in."""
     with open_engine(loaded, EngineOptions(ops="native", precapture=(10, 20))) as engine:
@@ -378,7 +470,8 @@ def test_capture_out_of_memory_evicts_retries_and_serves(
     loaded: LoadedModel, random_ids: Ids, failures: int, path: str
 ) -> None:
     prompt = random_ids(40, 500)
-    with open_engine(loaded, EngineOptions(ops="native", graphs="exact", precapture=(1, 2, 3, 4))) as engine:
+    options = EngineOptions(ops="native", graphs="exact", precapture=(1, 2, 3, 4), async_capture=False)
+    with open_engine(loaded, options) as engine:
         expected = list(engine.generate(prompt, 4))
         assert engine._pool is not None
         engine._pool.backend = OutOfMemoryOnce(engine._pool.backend, failures)  # type: ignore[assignment]

@@ -78,6 +78,15 @@ def test_a_mistake_is_one_line_before_torch_is_loaded(script: str, flags: str, s
     assert said in error_of(start(script, *arguments, *where))
 
 
+@pytest.mark.parametrize("script", ["case1_baseline.py", "case4_jit_cuda_generator.py", "generate_final_tables.py"])
+def test_an_interpreter_without_the_packages_is_told_in_one_line(script: str, tmp_path: Path) -> None:
+    where = [] if script == "case4_jit_cuda_generator.py" else ["--output-dir", str(tmp_path)]
+    run = subprocess.run([sys.executable, "-S", script, *where], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"{sys.executable} has no " in error_of(run) and ".venv/bin/python" in run.stderr
+    shown = subprocess.run([sys.executable, "-S", script, "--help"], cwd=ROOT, capture_output=True, timeout=60)
+    assert shown.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -138,13 +147,18 @@ def test_a_client_records_what_its_generator_was_opened_with(tmp_path: Path) -> 
         client = ("case4_jit_cuda_client.py", "--socket", str(socket), "--output-dir", str(tmp_path / "output"))
         refused = start(*client, "--dtype", "bfloat16", *TINY)
         assert "--dtype bfloat16: the generator at" in error_of(refused) and "has float32" in refused.stderr
+        assert "--seed 4: the generator at" in error_of(start(*client, "--seed", "4", *TINY))
         assert start(*client, *TINY).returncode == 0
+        again = start(*client[:-1], str(tmp_path / "again"), *TINY)
+        assert again.returncode == 0, again.stderr
         process.terminate()
     case = json.loads((tmp_path / "output" / "environment.json").read_text())["cases"]["case4_jit_cuda"]
-    recorded = {name: case["configuration"][name] for name in ("model", "dtype", "precapture", "ops", "max_seq_len")}
+    recorded = {name: case["configuration"][name] for name in ("model", "dtype", "precapture", "ops", "seed")}
     assert recorded == {
-        "model": "tiny-llama", "dtype": "float32", "precapture": "10,20", "ops": "torchscript", "max_seq_len": 512
+        "model": "tiny-llama", "dtype": "float32", "precapture": "10,20", "ops": "torchscript", "seed": 3
     }  # fmt: skip
+    with (tmp_path / "again" / "case4_jit_cuda_ttft.csv").open() as file:
+        assert not any(row["cold_ms"] for row in csv.DictReader(file)), "the first client had the cold request"
 
 
 def test_a_generator_that_cannot_start_says_why_once(tmp_path: Path) -> None:

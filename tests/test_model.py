@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybridgraph.errors import UserError
-from hybridgraph.model import load_model
+from hybridgraph.model import device_called, load_model
 
 CPU = torch.device("cpu")
 
@@ -32,31 +32,37 @@ def test_dummy_buffers_are_the_architectures_own() -> None:
     assert torch.equal(load("tiny-llama").model.rotary_emb.inv_freq, expected)  # type: ignore[union-attr,arg-type]
 
 
-def test_real_weights_round_trip_through_safetensors(tmp_path: Path) -> None:
-    saved = load("tiny-llama", seed=4)
-    saved.save_pretrained(tmp_path)  # type: ignore[operator]
-    again = load(tmp_path, "auto")
-    assert torch.equal(saved.state_dict()["lm_head.weight"], again.state_dict()["lm_head.weight"])
+@pytest.mark.parametrize("damage", ["lacks", "truncated", "garbage", "shape"])
+def test_weights_that_are_not_the_models_are_refused(tmp_path: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
 
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (None, "no config.json"),
-        ("{", "is no JSON"),
-        ("[]", "not the object"),
-        ("{}", "no model_type"),
-        ('{"model_type": "no-such"}', "no-such"),
-        ('{"model_type": "llama", "hidden_size": "wide"}', "config.json"),
-        ('{"model_type": "t5"}', "no causal language model"),
-    ],
-)
-def test_unusable_directories(tmp_path: Path, content: str | None, complaint: str) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=complaint) as error:
-        load(tmp_path)
+    load("tiny-llama").save_pretrained(tmp_path)  # type: ignore[operator]
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    if damage == "lacks":
+        del weights["model.layers.0.mlp.up_proj.weight"]
+        save_file(weights, path, metadata={"format": "pt"})
+    elif damage == "shape":
+        weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
+        save_file(weights, path, metadata={"format": "pt"})
+    else:
+        path.write_bytes(b"no safetensors at all" if damage == "garbage" else path.read_bytes()[:-1000])
+    said = r"lack 1 weights, such as model.layers.0.mlp.up_proj" if damage == "lacks" else "cannot be loaded"
+    with pytest.raises(UserError, match=said) as error:
+        load(tmp_path, "auto")
     assert "\n" not in str(error.value)
+
+
+def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "nowhere", "cuda:x"])
+def test_a_device_that_no_model_is_run_on(device: str) -> None:
+    with pytest.raises(UserError, match="one of cpu, cuda, cuda:N"):
+        device_called(device)
 
 
 def test_unknown_names(tmp_path: Path) -> None:

@@ -126,15 +126,63 @@ def test_a_case_is_not_left_out_for_another_ones_file(tmp_path: Path) -> None:
 def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, CASE1, {10: 20.0}, commit="aaaa")
     write(tmp_path, CASE4, {10: 5.0}, commit="bbbb", ops="inductor")
-    (tmp_path / "environment.json").write_text(json.dumps({"not_run": {CASE4.name: "out of memory"}}))
+    other = {"configuration": {"max_graphs": 7, "async_capture": False, "share_buffers": True}, "served_before": 12}
+    environment = {"not_run": {CASE4.name: "out of memory"}, "cases": {CASE4.name: other}}
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
+    (tmp_path / f"{CASE4.name}_decode.csv").unlink()
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     for remark in (
         "The rows are of several commits: Baseline aaaa, JIT+CUDA bbbb",
         "JIT+CUDA: measured with --ops inductor, its own are torchscript",
+        "JIT+CUDA: measured with --max-graphs 7, --no-async-capture, --share-buffers",
+        "JIT+CUDA: its generator had answered 12 requests before: no request is cold",
+        "JIT+CUDA: no rows of decode",
         "JIT+CUDA: the rows are from before its last attempt, which ended early: out of memory",
     ):
         assert remark in told and f"- {remark}" in (tmp_path / "final_report.md").read_text()
+
+
+def test_settings_that_all_cases_share_are_told_once(tmp_path: Path) -> None:
+    for case in (CASE1, CASE4):
+        write(tmp_path, case, {10: 20.0}, ops=case.ops or "")
+    same = {"configuration": {"decode_tokens": 16, "seed": 0, "precapture": None}}
+    (tmp_path / "environment.json").write_text(json.dumps({"cases": {CASE1.name: same, CASE4.name: same}}))
+    assert load_results(tmp_path).remarks == ["All cases: measured with --decode-tokens 16"]
+
+
+@pytest.mark.parametrize("kind", ["ttft", "p99", "decode"])
+def test_a_commit_of_any_file_counts(tmp_path: Path, kind: str) -> None:
+    for case in (CASE1, CASE4):
+        write(tmp_path, case, {10: 20.0, 20: 30.0}, ops=case.ops or "")
+    path = tmp_path / f"{CASE4.name}_{kind}.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:-1], lines[-1].replace(",abc", ",bbbb")]))
+    assert load_results(tmp_path).remarks == ["The rows are of several commits: Baseline abc, JIT+CUDA abc and bbbb"]
+
+
+def test_what_no_row_shows_any_longer_is_gone(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    (tmp_path / "final_mine.png").touch()
+    assert (tmp_path / "final_decode.png").exists()
+    (tmp_path / f"{CASE1.name}_decode.csv").unlink()
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert not (tmp_path / "final_decode.png").exists()
+    assert not (tmp_path / "final_decode_table.csv").exists()
+    assert (tmp_path / "final_mine.png").exists()
+
+
+def test_averages_over_some_rows_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, CASE1, {10: 20.0, 50: 30.0})
+    write(tmp_path, CASE4, {10: 5.0, 50: 6.0})
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    rule = "AVERAGE is over the lengths that every measured case has"
+    assert rule not in capsys.readouterr().out
+    write(tmp_path, CASE4, {10: 5.0})
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert f"{rule}: 10." in capsys.readouterr().out
+    assert f"{rule}: 10." in (tmp_path / "final_report.md").read_text()
 
 
 def test_a_run_over_lengths_is_shown_beside_its_own_machine_only(tmp_path: Path) -> None:

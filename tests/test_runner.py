@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -19,8 +20,10 @@ from hybridgraph.main import main
 from hybridgraph.prompts import RandomPrompts, TextPrompts
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
 from hybridgraph.results import ResultFiles
+from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.run_record import record_not_run
 from hybridgraph.runner import measure, protocol_name
+from hybridgraph.shapes import builtin_config
 from hybridgraph.stats import percentile
 
 
@@ -105,6 +108,50 @@ def test_cold_first_seen_and_warm_are_told_apart(tmp_path: Path) -> None:
     assert short["warm_samples"] == "5"
     assert (short["samples"], short["exact"]) == ("2", "6")
     assert short["floor_ms"] == short["device_ms"] == "", "unknown is empty"
+
+
+def test_the_first_answer_of_several_tokens_is_no_part_of_itl(tmp_path: Path) -> None:
+    class Warming(CountingSource):
+        def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+            first = all(other.max_new_tokens == 1 for other in self.requests)
+            for token in range(request.max_new_tokens):
+                time.sleep(0.02 if first and request.max_new_tokens > 1 else 0)
+                emit(token)
+            self.requests.append(request)
+            return Report(graph_path="exact")
+
+    results = measure(Warming(), config(tmp_path, decode_tokens=3, prompt_lengths=(3,)), CASE1)
+    decoded = [sample.warmth for sample in results.samples if sample.phase == "decode"]
+    assert decoded == ["first_seen", *["warm"] * 5]
+    (row,) = rows(tmp_path / "case1_baseline_decode.csv")
+    assert float(row["first_itl_ms"]) >= 20 > 5 > float(row["itl_mean_ms"])
+    assert row["samples"] == "15"
+
+
+def test_of_a_source_that_has_answered_before_no_request_is_cold(tmp_path: Path) -> None:
+    source = CountingSource()
+    source.stats = lambda: {"counters": {"exact": 5, "padded": 2, "evicted": 9}}  # type: ignore[method-assign]
+    results = measure(source, config(tmp_path), CASE1)
+    assert [s.warmth for s in results.samples if s.phase == "ttft"] == ["first_seen", "warm"] * 2
+    assert json.loads((tmp_path / "environment.json").read_text())["cases"]["case1_baseline"]["served_before"] == 7
+
+
+def test_a_resume_keeps_the_floor(tmp_path: Path) -> None:
+    def source(bytes_per_s: float, **fails: int) -> CountingSource:
+        made = CountingSource(**fails)
+        shape = ModelShape.from_config(builtin_config("tiny-llama") or {}, "float32")
+        made.info = replace(made.info, shape=shape, rates=Rates(bytes_per_s=bytes_per_s, flops_per_s=1e12))
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(source(1e9, fail_after=4), config(tmp_path), CASE1)
+    before = rows(tmp_path / "case1_baseline_ttft.csv")
+    for _attempt in range(2):  # one that goes on, and one that finds nothing to do
+        measure(source(2e9), config(tmp_path, resume=True), CASE1)
+        after = rows(tmp_path / "case1_baseline_ttft.csv")
+        assert [row["floor_ms"] for row in after[: len(before)]] == [row["floor_ms"] for row in before] != [""]
+    case = json.loads((tmp_path / "environment.json").read_text())["cases"]["case1_baseline"]
+    assert case["source"]["rates"]["bytes_per_s"] == 1e9
 
 
 def test_an_interrupted_run_keeps_its_rows_and_resumes(tmp_path: Path) -> None:

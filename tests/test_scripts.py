@@ -199,7 +199,7 @@ def test_two_complete_runs_do_not_share_a_directory(project: Path, tmp_path: Pat
     assert start(project, "run_complete_benchmark.sh", HYBRIDGRAPH_PYTHON=python).returncode == 0
 
 
-@pytest.mark.parametrize("flags", [("--forward", "fused"), ("--socket", "here")])
+@pytest.mark.parametrize("flags", [("--forward", "fused"), ("--socket", "here"), ("--engine", "hf-static")])
 def test_what_a_complete_run_decides_itself_is_no_flag_of_it(project: Path, flags: tuple[str, str]) -> None:
     run = start(project, "run_complete_benchmark.sh", *flags, HYBRIDGRAPH_PYTHON=sys.executable)
     assert run.returncode == 2

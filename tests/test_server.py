@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from toy_generator import BREAKS, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, ToyEngine, toy_answer
+from toy_generator import BREAKS, BREAKS_FOR_GOOD, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, ToyEngine, toy_answer
 
 from hybridgraph.client import GeneratorClient, RequestFailed
 from hybridgraph.errors import UserError
@@ -242,6 +242,26 @@ def test_an_engine_error_is_one_line_and_the_generator_goes_on() -> None:
             assert ask(client, [4]) == toy_answer([4], 1, 0)
         _, _, log = generator.end()
         assert log == "generator: a request failed in the engine: RuntimeError: the engine broke on two lines\n"
+
+
+def test_a_device_that_is_lost_ends_the_generator() -> None:
+    with toy() as generator, client_of(generator.path) as client, channel_to(generator.path) as other:
+        with pytest.raises(RequestFailed, match="device-side assert"):
+            ask(client, [BREAKS_FOR_GOOD])
+        reason = "the device can no longer be used (RuntimeError: device-side assert): start the generator again"
+        assert other.receive() == Failed(request=None, kind="engine", error=reason)
+        _, log = generator.process.communicate(timeout=5)
+        assert (generator.process.returncode, log.splitlines()[-1]) == (1, f"error: {reason}")
+
+
+def test_what_cannot_be_answered_is_refused_before_its_turn(served: Path) -> None:
+    with channel_to(served) as holder, channel_to(served) as waiting:
+        holder.send(generate(1, [SLOW], 20))
+        assert isinstance(holder.receive(), Token)
+        waiting.send(generate(1, [VOCAB_SIZE]))
+        refusal = waiting.receive()
+        assert isinstance(refusal, Failed) and refusal.kind == "request"
+        holder.send(Cancel(request=1))
 
 
 def frame(body: bytes) -> bytes:
@@ -496,20 +516,22 @@ def test_a_failed_start_reaches_the_client_and_the_exit_code() -> None:
         assert (generator.process.returncode, log) == (1, "error: unknown model 'x'\n")
 
 
-def test_a_client_at_the_door_is_told_why_the_generator_ends(tmp_path: Path) -> None:
-    """It connected and said Hello after the last time the generator looked."""
+def test_clients_at_the_door_are_told_why_the_generator_ends(tmp_path: Path) -> None:
+    """They connected and said Hello after the last time the generator looked."""
     with listen(tmp_path / "socket") as listener:
         channels: list[ClientChannel] = []
 
         def open_engine(_: OnProgress) -> Engine:
-            channels.append(ClientChannel.connect(listener.path, silence_s=5.0))
-            channels[0].send(HELLO)
+            for _number in range(5):
+                channels.append(ClientChannel.connect(listener.path, silence_s=5.0))
+                channels[-1].send(HELLO)
             raise UserError("unknown model 'x'")
 
         with pytest.raises(UserError, match=r"^unknown model 'x'$"):
             serve(listener, open_engine, log=lambda _: None)
-    with closing(channels[0]) as channel:
-        assert channel.receive() == Failed(request=None, kind="start", error="unknown model 'x'")
+    for each in channels:
+        with closing(each) as channel:
+            assert channel.receive() == Failed(request=None, kind="start", error="unknown model 'x'")
 
 
 def test_a_generator_polls_while_another_message_may_be_expected(

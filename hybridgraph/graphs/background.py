@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 
@@ -14,6 +16,7 @@ from hybridgraph.progress import say
 from hybridgraph.timing import on_device
 
 SWITCH_INTERVAL_S = 1e-4
+EXIT_S = 5.0  # what a capture is given to end by where the process does
 
 
 class QuickSwitching:
@@ -43,6 +46,17 @@ class QuickSwitching:
 QUICK_SWITCHING = QuickSwitching()
 
 
+_RUNNING: WeakSet[BackgroundCapture] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """An interpreter that ends under a thread inside of torch would end the process by a signal."""
+    for running in list(_RUNNING):
+        running.stop()
+        running._thread.join(EXIT_S)
+
+
 class BackgroundCapture:
     """One daemon thread. Its errors go to the log and the counters, never to a request."""
 
@@ -54,6 +68,7 @@ class BackgroundCapture:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="background-capture", daemon=True)
         self._thread.start()
+        _RUNNING.add(self)
 
     @property
     def busy(self) -> bool:
