@@ -58,7 +58,7 @@ class Lease:
             return Failed(request=message.request, kind="engine", error=one_line(error))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What a client and the log are told of ``error``."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

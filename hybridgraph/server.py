@@ -70,10 +70,10 @@ def serve(
         try:
             with stop.at_once():
                 engine = open_engine(server.show_progress)
-        except Stopped:
-            server.end_all("stopped", "the generator was stopped before it was ready")
-            return stop.exit_code
-        except Exception as error:
+        except (Stopped, Exception) as error:
+            if stop.received is not None:  # whatever a library has made of being interrupted
+                server.end_all("stopped", "the generator was stopped before it was ready")
+                return stop.exit_code
             server.end_all("start", one_line(error))
             raise
         with closing(engine):

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -532,6 +532,18 @@ def test_clients_at_the_door_are_told_why_the_generator_ends(tmp_path: Path) -> 
     for each in channels:
         with closing(each) as channel:
             assert channel.receive() == Failed(request=None, kind="start", error="unknown model 'x'")
+
+
+def test_a_stop_that_breaks_an_import_is_no_failed_start(tmp_path: Path) -> None:
+    """Libraries catch whatever their imports raise, and raise something else."""
+
+    def open_engine(_: OnProgress) -> Engine:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        raise ImportError("are its requirements defined correctly?")
+
+    with listen(tmp_path / "socket") as listener:
+        assert serve(listener, open_engine, log=lambda _: None) == 0
 
 
 def test_a_generator_polls_while_another_message_may_be_expected(
