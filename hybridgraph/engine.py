@@ -31,7 +31,7 @@ from hybridgraph.graphs.capture import CapturedGraph, backend_for
 from hybridgraph.graphs.policy import RULES, GraphCache
 from hybridgraph.graphs.pool import GraphPool, Plan, eagerly
 from hybridgraph.model import LoadedModel, device_called, load_model, out_of_memory_is_users
-from hybridgraph.ops import OPS, dynamic_ops
+from hybridgraph.ops import OPS_NAMES, dynamic_ops
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceMark, DeviceTimer, Stopwatch, on_device
@@ -51,7 +51,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what no engine can be made of."""
-        for name, allowed in (("ops", OPS), ("forward", ("hf", "fused")), ("graphs", ("none", *RULES))):
+        for name, allowed in (("ops", OPS_NAMES), ("forward", ("hf", "fused")), ("graphs", ("none", *RULES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
         for name, number in (("max_graphs", self.max_graphs), ("positions", self.positions)):

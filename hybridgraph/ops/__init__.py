@@ -19,7 +19,7 @@ from hybridgraph.buffers import StaticBuffers
 from hybridgraph.errors import UserError
 from hybridgraph.records import Request
 
-OPS = ("native", "torchscript", "inductor", "fused")
+OPS_NAMES = ("native", "torchscript", "inductor", "fused")
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class DynamicOps:
 def dynamic_ops(name: str) -> DynamicOps:
     """The implementation called ``name``; each is imported, and compiled, only when it is asked for."""
     if name == "native":
-        from hybridgraph.ops.native import OPS as ops
+        from hybridgraph.ops.native import OPS
     elif name == "torchscript":
-        from hybridgraph.ops.torchscript import OPS as ops
+        from hybridgraph.ops.torchscript import OPS
     elif name == "inductor":
-        from hybridgraph.ops.inductor import OPS as ops
+        from hybridgraph.ops.inductor import OPS
     elif name == "fused":
-        from hybridgraph.ops.fused import OPS as ops
+        from hybridgraph.ops.fused import OPS
     else:
-        raise UserError(f"unknown dynamic operations '{name}': one of {', '.join(OPS)}")
-    return ops
+        raise UserError(f"unknown dynamic operations '{name}': one of {', '.join(OPS_NAMES)}")
+    return OPS
