@@ -23,12 +23,8 @@ SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
 UNTOLD = ("seed", "max_graphs", "precapture", "async_capture", "share_buffers", "decode_tokens")
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
-ADDED_LATER = {
-    "chunked",
-    "sustained_floor_ms",
-    "warm_samples",
-    "first_itl_ms",
-}  # a file from before such a column has unknown cells there
+# A file from before such a column has unknown cells there.
+ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms"}
 _TEXT = set(IDENTITY_COLUMNS) - {"seed"}
 
 
@@ -129,12 +125,13 @@ def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, 
 
 def _commits(measured: dict[Case, list[pd.DataFrame]]) -> list[str]:
     commits = {
-        case.title: " and ".join(sorted({str(commit) or "unknown" for rows in found for commit in rows["commit"]}))
+        case.title: sorted({str(commit) or "unknown" for rows in found for commit in rows["commit"]})
         for case, found in measured.items()
     }
-    if len({commit for named in commits.values() for commit in named.split(" and ")}) < 2:
+    if len(set().union(*commits.values())) < 2:
         return []
-    return [f"The rows are of several commits: {', '.join(f'{title} {named}' for title, named in commits.items())}"]
+    named = ", ".join(f"{title} {' and '.join(found)}" for title, found in commits.items())
+    return [f"The rows are of several commits: {named}"]
 
 
 def _settings(configurations: dict[Case, dict[str, Any]]) -> list[str]:
