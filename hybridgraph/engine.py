@@ -13,7 +13,7 @@ the last id is read.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
@@ -30,6 +30,7 @@ from hybridgraph.graphs.background import BackgroundCapture
 from hybridgraph.graphs.capture import CapturedGraph, backend_for
 from hybridgraph.graphs.policy import RULES, GraphCache
 from hybridgraph.graphs.pool import GraphPool, Plan, eagerly
+from hybridgraph.graphs.turn import Turn
 from hybridgraph.model import LoadedModel, device_called, load_model, out_of_memory_is_users
 from hybridgraph.ops import OPS_NAMES, dynamic_ops
 from hybridgraph.progress import OnProgress, nobody
@@ -79,6 +80,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         self._ready = [DeviceMark(device) for _ in range(1 + self._lookahead)]
         self._answers: WeakSet[Generator[int, None, None]] = WeakSet()
         self._answering = self._closed = False
+        self._turn = Turn()
         self._pool: GraphPool | None = None
         self._background: BackgroundCapture | None = None
         with on_device(device), out_of_memory_is_users(device):
@@ -151,22 +153,30 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
     def _answer(self, request: Request) -> Generator[int, None, None]:
         if self._answering:
             raise UserError("another answer is in progress: read it to its end, or close it")
-        with self.hold(), self._one_answer():
-            self._timer.start()
-            plan = self._plan(len(request.prompt_ids))  # first: a capture runs on the buffers that the request fills
-            self._launch_prefill(request, plan)
-            launched = 1
+        with self.hold():
+            self._answering = True
             try:
-                for step in range(request.max_new_tokens):
-                    for ahead in range(launched, min(step + self._lookahead, request.max_new_tokens - 1) + 1):
-                        self._launch_decode(request, ahead)
-                        launched += 1
-                    self._ready_at(step).wait()
-                    yield self._buffers.token_at(step)
+                yield from self._ids(request)
             finally:
-                self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
-                self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
-                self._served(len(request.prompt_ids), plan)
+                self._answering = False
+
+    def _ids(self, request: Request) -> Generator[int, None, None]:
+        self._timer.start()
+        plan = self._plan(len(request.prompt_ids))  # first: a capture runs on the buffers that the request fills
+        self._launch_prefill(request, plan)
+        launched = 1
+        awake = not self.is_capturing  # else the capture needs the interpreter
+        try:
+            for step in range(request.max_new_tokens):
+                for ahead in range(launched, min(step + self._lookahead, request.max_new_tokens - 1) + 1):
+                    self._launch_decode(request, ahead)
+                    launched += 1
+                self._ready_at(step).wait(awake=awake)
+                yield self._buffers.token_at(step)
+        finally:
+            self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
+            self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
+            self._served(len(request.prompt_ids), plan)
 
     def require_usable(self) -> None:
         """Raise RuntimeError where an error has left the device unusable for this process."""
@@ -208,7 +218,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         """
         if not 1 <= length <= self._buffers.positions:
             raise UserError(f"a prompt of {length} ids: from 1 to {self._buffers.positions}")
-        with self._turn():
+        with self.hold():
             self._timer.start()
             plan = self._plan(length)
             self._static.point_at(0, length - 1)  # a capture, here or in the background, points elsewhere
@@ -219,7 +229,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
 
     def replay_decode(self) -> None:
         """Run the token that already lies in ``token`` at ``position``; logits are in place when this returns."""
-        with self._turn():
+        with self.hold():
             self._run_decode()
             self._ready_at(0).mark()
             self._ready_at(0).wait()
@@ -227,27 +237,14 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Until it is left, nothing in the background touches the buffers, the cache and the logits."""
+        if self._closed:
+            raise UserError("the engine is closed")
         try:
-            with self._turn():
+            with on_device(self._device), self._turn:
                 yield
         finally:
             if self._background:
                 self._background.notify()
-
-    @contextmanager
-    def _one_answer(self) -> Iterator[None]:
-        self._answering = True
-        try:
-            yield
-        finally:
-            self._answering = False
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if self._closed:
-            raise UserError("the engine is closed")
-        with on_device(self._device), self._pool.turn.of_requests() if self._pool else nullcontext():
-            yield
 
     def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]
@@ -256,7 +253,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         cache: GraphCache[CapturedGraph] = GraphCache(
             RULES[options.graphs], max_graphs=options.max_graphs, max_length=options.positions
         )
-        self._pool = GraphPool(self._static, backend_for(self._device), cache)
+        self._pool = GraphPool(self._static, backend_for(self._device), cache, self._turn)
         # As many as the pool holds: what would be evicted before the first request is not captured at all.
         lengths = [length for length in sorted(set(options.precapture)) if length <= options.positions]
         lengths = lengths[: options.max_graphs]

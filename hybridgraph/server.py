@@ -39,6 +39,7 @@ from hybridgraph.ipc.messages import (
 )
 from hybridgraph.lending import Lease, LeaseMessage, one_line
 from hybridgraph.progress import OnProgress, say
+from hybridgraph.records import Request
 from hybridgraph.served import Engine, SharingEngine
 from hybridgraph.signals import Stopped, StopSignals
 from hybridgraph.waiting import Job, Line
@@ -159,10 +160,10 @@ class Server:
 
     def _serve(self, engine: Engine, job: Job) -> None:
         try:
-            if isinstance(job.message, Share):
+            if job.asked is None:
                 self._lend(engine, job)
             else:
-                self._answer(engine, job, job.message)
+                self._answer(engine, job, job.asked)
         except _Interrupted as interruption:
             self._fail(job, interruption.kind, str(interruption))
         except UserError as error:
@@ -183,22 +184,21 @@ class Server:
             self.end_all("engine", reason)
             raise UserError(reason) from None
 
-    def _answer(self, engine: Engine, job: Job, message: Generate) -> None:
-        held_s = time.perf_counter()
-        request = message.asked()
+    def _answer(self, engine: Engine, job: Job, request: Request) -> None:
+        held_s, number = time.perf_counter(), job.number
         if not job.checked:  # it came before the engine
             engine.check(request)
         first_token_ms, count = None, 0
         with closing(engine.answer(request)) as ids:
             for index, token_id in enumerate(ids):
-                self._hub.send(job.connection, Token(request=message.request, index=index, id=token_id))
+                self._hub.send(job.connection, Token(request=number, index=index, id=token_id))
                 if index == 0:
                     first_token_ms = (time.perf_counter() - held_s) * 1e3
                 count = index + 1
                 self._look_around(job)
         self._counts["done"] += 1
         done = Done(
-            request=message.request,
+            request=number,
             report=engine.report,
             num_tokens=count,
             queue_ms=(held_s - job.arrived_s) * 1e3,
@@ -219,7 +219,7 @@ class Server:
         if not isinstance(engine, SharingEngine):
             raise UserError("this generator's engine has no buffers to share")
         with Lease(engine) as self._lease:
-            reply = Shared(request=job.message.request, buffers=self._lease.handles)
+            reply = Shared(request=job.number, buffers=self._lease.handles)
             self._hub.send_with_descriptors(job.connection, reply, self._lease.descriptors)
             while job.connection.open and not job.cancelled and self._stop.received is None:
                 self._wait(engine)
@@ -230,8 +230,10 @@ class Server:
         self._hub.send(connection, self._state)
 
     def _receive(self, connection: Connection, message: ToServer) -> None:
-        if isinstance(message, (Generate, Share)):
-            self._enqueue(Job(connection=connection, message=message, arrived_s=time.perf_counter()))
+        if isinstance(message, Generate):
+            self._enqueue(connection, message.request, message.asked())
+        elif isinstance(message, Share):
+            self._enqueue(connection, message.request, None)
         elif isinstance(message, LeaseMessage):
             self._replay(connection, message)
         elif isinstance(message, Cancel):
@@ -241,10 +243,11 @@ class Server:
         else:
             self._hub.drop(connection, "protocol", "a second Hello")
 
-    def _enqueue(self, job: Job) -> None:
-        if self._engine and isinstance(job.message, Generate):
+    def _enqueue(self, connection: Connection, number: int, asked: Request | None) -> None:
+        job = Job(connection=connection, number=number, asked=asked, arrived_s=time.perf_counter())
+        if self._engine and asked is not None:
             try:
-                self._engine.check(job.message.asked())
+                self._engine.check(asked)
             except UserError as error:  # now: it need not wait for what cannot be
                 self._fail(job, "request", str(error))
                 return
@@ -272,7 +275,7 @@ class Server:
 
     def _fail(self, job: Job, kind: FailureKind, error: str) -> None:
         self._counts["cancelled" if kind == "cancelled" else "failed"] += 1
-        self._hub.send(job.connection, Failed(request=job.message.request, kind=kind, error=error))
+        self._hub.send(job.connection, Failed(request=job.number, kind=kind, error=error))
 
     def _stats(self) -> dict[str, Any]:
         engine = self._engine.stats() if self._engine else {}

@@ -10,7 +10,20 @@ import torch
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Within it ``device`` is this thread's current one, which kernels are launched on whatever their tensors say."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device.index) if device.type == "cuda" else nullcontext()
+
+
+def _event(device: torch.device, *, timed: bool) -> torch.Event | None:
+    """An event of ``device``'s current stream, whichever that is when it is recorded; None where there is no GPU.
+
+    torch.cuda.Event would look the stream up in Python, which takes a request longer than the recording.
+    """
+    if device.type != "cuda":
+        return None
+    event = torch.Event(device, enable_timing=timed)
+    with on_device(device):
+        event.record()  # of the device that it is first recorded on
+    return event
 
 
 class DeviceTimer:
@@ -20,39 +33,41 @@ class DeviceTimer:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) if device.type == "cuda" else None
+        self._before, self._after = _event(device, timed=True), _event(device, timed=True)
 
     def start(self) -> None:
-        if self._events:
-            self._events[0].record(torch.cuda.current_stream(self._device))
+        if self._before:
+            self._before.record()
 
     def stop(self) -> None:
-        if self._events:
-            self._events[1].record(torch.cuda.current_stream(self._device))
+        if self._after:
+            self._after.record()
 
     def elapsed_ms(self) -> float | None:
         """Milliseconds from ``start`` to ``stop``; waits for the second event. None on the CPU."""
-        if not self._events:
+        if not (self._before and self._after):
             return None
-        self._events[1].synchronize()
-        return float(self._events[0].elapsed_time(self._events[1]))
+        self._after.synchronize()
+        return float(self._before.elapsed_time(self._after))
 
 
 class DeviceMark:
     """A mark behind what has been launched, and the wait for it; without a device, launched is done."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._event = _event(device, timed=False)
 
     def mark(self) -> None:
         if self._event:
-            self._event.record(torch.cuda.current_stream(self._device))
+            self._event.record()
 
-    def wait(self) -> None:
-        if self._event:
-            self._event.synchronize()
+    def wait(self, *, awake: bool = False) -> None:
+        """``awake``: looking in Python, which keeps what runs next in the caches, and other threads waiting."""
+        if not self._event:
+            return
+        while awake and not self._event.query():
+            pass
+        self._event.synchronize()
 
 
 class Stopwatch:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hybridgraph.ipc.connections import Connection
-from hybridgraph.ipc.messages import Generate, Queued, Share
+from hybridgraph.ipc.messages import Queued
+from hybridgraph.records import Request
 
 
 @dataclass(eq=False, kw_only=True)
@@ -15,17 +16,18 @@ class Job:
     """A request that waits for the engine or holds it."""
 
     connection: Connection
-    message: Generate | Share
+    number: int  # the client's own
+    asked: Request | None  # None: the buffers
     arrived_s: float  # perf_counter
     checked: bool = False
     told_ahead: int = 0  # the position its client knows
     cancelled: bool = False
 
     def is_of(self, connection: Connection, request: int) -> bool:
-        return self.connection is connection and self.message.request == request
+        return self.connection is connection and self.number == request
 
     def queued(self, ahead: int) -> Queued:
-        return Queued(request=self.message.request, position=ahead)
+        return Queued(request=self.number, position=ahead)
 
 
 class Line:

@@ -188,7 +188,7 @@ def test_stats_are_of_one_moment(loaded: LoadedModel) -> None:
         assert engine._pool is not None
         told: list[dict[str, object]] = []
         asking = threading.Thread(target=lambda: told.append(engine.stats()))
-        with engine._pool.turn.of_captures():
+        with engine._pool.turn.of_captures:
             asking.start()
             asking.join(0.2)
             assert asking.is_alive()

@@ -121,7 +121,7 @@ def ask(client: GeneratorClient, prompt_ids: list[int], count: int = 1, seed: in
 
 
 def generate(request: int, prompt_ids: list[int], count: int = 1) -> Generate:
-    return Generate(request=request, prompt_ids=prompt_ids, max_new_tokens=count, temperature=0.0, seed=0)
+    return Generate.of(request, Request(prompt_ids=prompt_ids, max_new_tokens=count, temperature=0.0))
 
 
 def assert_serves(path: Path) -> None:
@@ -276,7 +276,7 @@ def frame(body: bytes) -> bytes:
         (frame(b"\xc1\xff garbage"), "protocol", "no message of this protocol"),
         (frame(b"\x80"), "protocol", "no message of this protocol"),
         (frame(b"\x91" * 100_000), "protocol", "no message of this protocol"),
-        (bytes(encode(Hello(protocol="hybridgraph", version=2))), "version", "protocol version 2: this generator"),
+        (bytes(encode(Hello(protocol="hybridgraph", version=99))), "version", "protocol version 99: this generator"),
         (bytes(encode(generate(1, [1]))), "protocol", "no message of this protocol"),
         (bytes(encode(HELLO)) * 2, "protocol", "a second Hello"),
         (bytes(encode(HELLO)) + frame(b'{"type": "generate"}'), "protocol", "no message of this protocol"),

@@ -74,8 +74,10 @@ class GraphPool:
     ``turn`` is taken by whoever replays, changes the pool, or counts what is in it.
     """
 
-    def __init__(self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph]) -> None:
-        self.turn = Turn()
+    def __init__(
+        self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph], turn: Turn | None = None
+    ) -> None:
+        self.turn = turn or Turn()
         self.backend = backend
         self.cache = cache
         self.costs: dict[int, CaptureCost] = {}
@@ -121,7 +123,7 @@ class GraphPool:
         with CAPTURING:
             graph, cost = self._record(length, rehearse=True)
             self._finished[length] = _Recorded(graph, cost, uploaded=graph.upload())
-        with self.turn.of_captures():
+        with self.turn.of_captures:
             if (recorded := self._finished.pop(length, None)) is None:
                 return  # a request has waited for it, and put it into the pool
             evicted = self._insert(length, recorded)
@@ -131,18 +133,18 @@ class GraphPool:
 
     def next_wanted(self) -> int | None:
         """The length to capture next in the background, or None."""
-        with self.turn.of_captures():
+        with self.turn.of_captures:
             return self.cache.next_wanted()
 
     def give_up(self, length: int) -> None:
         """Its capture in the background failed: a request may still try, but nothing is captured behind it again."""
-        with self.turn.of_captures():
+        with self.turn.of_captures:
             self.cache.counters.failed += 1
             self.cache.give_up(length)
 
     def stats(self) -> dict[str, Any]:
         """Counters, each graph's cost, and when a graph has paid for itself."""
-        with self.turn.of_requests():
+        with self.turn:
             costs = sorted(dict(self.costs).items())  # a copy: a request of another thread may add to it
             return {
                 "counters": self.cache.snapshot(),
@@ -154,7 +156,7 @@ class GraphPool:
 
     def close(self) -> None:
         """Free every graph; nothing may be captured in the background any more."""
-        with self.turn.of_requests():
+        with self.turn:
             for graph in self.cache.clear() + ([self._decode] if self._decode else []):
                 graph.free()
             self._decode = None

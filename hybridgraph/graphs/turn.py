@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Turn:
-    """A lock between two sides. Requests may take their turn again inside of it: a lease replays, a client asks for
-    counts in the middle of an answer.
+    """A lock between two sides: requests, which enter it, and captures, which take ``of_captures``.
+
+    Requests may enter again inside of it: a lease replays, a client asks for counts in the middle of an answer.
 
     No RLock: a half-read answer ends wherever Python's collector finds it, on any thread, and so does its turn.
     """
 
     def __init__(self) -> None:
-        self._taken = threading.Lock()
+        self.of_captures = threading.Lock()
         self._depth = 0
 
-    @contextmanager
-    def of_requests(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         if self._depth == 0:
-            self._taken.acquire()
+            self.of_captures.acquire()
         self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                self._taken.release()
 
-    @contextmanager
-    def of_captures(self) -> Iterator[None]:
-        with self._taken:
-            yield
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.of_captures.release()
