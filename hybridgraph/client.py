@@ -186,12 +186,8 @@ class GeneratorClient:
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         """Answer ``request``; raises RequestFailed, or UserError where the generator is gone."""
         number = self._request + 1
-        try:
-            message = Generate.of(number, request)
-        except (TypeError, OverflowError) as error:
-            raise UserError(f"no request: {error}") from None
         with self._sending:
-            self._link.send(message)
+            self._link.send(Generate.of(number, request))
             self._request = number
         try:
             return self._receive_answer(number, emit)

@@ -5,7 +5,8 @@
             print(token)
 
 A request's way: checked on the host; brought, in one copy, into the input of the graph that
-serves its length; replayed; sampled from the logits of its last real position; read back.
+serves its length, which may begin with that copy; replayed; sampled from the logits of its last
+real position; read back.
 Decoding replays one graph over the same static cache, and the next replay is launched before
 the last id is read.
 """
@@ -85,7 +86,11 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         self._background: BackgroundCapture | None = None
         with on_device(device), out_of_memory_is_users(device):
             self._buffers = StaticBuffers(
-                positions=options.positions, vocab_size=loaded.vocab_size, dtype=loaded.dtype, device=device
+                positions=options.positions,
+                vocab_size=loaded.vocab_size,
+                dtype=loaded.dtype,
+                device=device,
+                fetched_by_prefill=self._ops.packs_on_host,
             )
             self._device = self._buffers.logits.device  # which has a number
             self._static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
@@ -221,6 +226,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         with self.hold():
             self._timer.start()
             plan = self._plan(length)
+            self._buffers.adopt()
             self._static.point_at(0, length - 1)  # a capture, here or in the background, points elsewhere
             plan.run()
             self._timer.stop()

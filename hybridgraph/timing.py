@@ -63,11 +63,11 @@ class DeviceMark:
 
     def wait(self, *, awake: bool = False) -> None:
         """``awake``: looking in Python, which keeps what runs next in the caches, and other threads waiting."""
-        if not self._event:
-            return
-        while awake and not self._event.query():
-            pass
-        self._event.synchronize()
+        if self._event and awake:
+            while not self._event.query():
+                pass
+        elif self._event:
+            self._event.synchronize()
 
 
 class Stopwatch:

@@ -301,11 +301,10 @@ def test_the_interpreter_switches_quickly_until_the_last_engine_is_closed(loaded
     assert sys.getswitchinterval() == before
 
 
-def test_a_chunked_prefill_that_is_interrupted_changes_nothing_for_the_next(random_ids: Ids) -> None:
+@pytest.mark.parametrize("ops", ["native", "fused"])
+def test_a_chunked_prefill_that_is_interrupted_changes_nothing_for_the_next(ops: str, random_ids: Ids) -> None:
     loaded = load_model("tiny-llama", load_format="dummy", dtype="float32", device=torch.device("cpu"), seed=0)
-    options = EngineOptions(
-        ops="native", forward="fused", precapture=(64, 128, 500), async_capture=False, positions=600
-    )
+    options = EngineOptions(ops=ops, forward="fused", precapture=(64, 128, 500), async_capture=False, positions=600)
     prompt, long = random_ids(480, 2000), random_ids(300, 2000)
     with open_engine(loaded, options) as engine:
         expected = list(engine.generate(prompt, 4))
@@ -523,9 +522,12 @@ def test_the_prompt_after_one_in_pieces_is_read_from_its_first_id(
             assert engine.report.graph_path == path
 
 
-def test_a_client_that_fills_the_buffers_itself_is_served_in_pieces_too(loaded: LoadedModel, random_ids: Ids) -> None:
+@pytest.mark.parametrize("ops", ["native", "fused"])
+def test_a_client_that_fills_the_buffers_itself_is_served_in_pieces_too(
+    loaded: LoadedModel, random_ids: Ids, ops: str
+) -> None:
     prompt = random_ids(200, 500)
-    options = EngineOptions(ops="native", forward="fused", precapture=(30, 90), positions=256, async_capture=False)
+    options = EngineOptions(ops=ops, forward="fused", precapture=(30, 90), positions=256, async_capture=False)
     with open_engine(loaded, options) as engine:
         expected = list(engine.generate(prompt, 1))
         shared = engine.shared_tensors()
@@ -535,6 +537,7 @@ def test_a_client_that_fills_the_buffers_itself_is_served_in_pieces_too(loaded: 
             assert engine.replay_prefill(200).graph_path == "chunked"
         assert [int(shared["logits"].argmax())] == expected
         assert int(shared["last"]) == 199
+        assert list(engine.generate(prompt, 1)) == expected
 
 
 def test_a_forward_that_needs_the_whole_prompt_is_captured_instead(loaded: LoadedModel, random_ids: Ids) -> None:

@@ -50,10 +50,15 @@ def test_the_fused_way_through_the_buffers_ends_where_the_native_one_does(temper
     ]
     logits = torch.randn(8, 997) * 4
     for ops in (dynamic_ops("native"), dynamic_ops("fused")):
-        buffers = StaticBuffers(positions=64, vocab_size=997, dtype=torch.float32, device=torch.device("cpu"))
+        device, fetched = torch.device("cpu"), ops.packs_on_host
+        buffers = StaticBuffers(
+            positions=64, vocab_size=997, dtype=torch.float32, device=device, fetched_by_prefill=fetched
+        )
         answers.append([])
         for request in requests:
             ops.place(request, 48, buffers)
+            if fetched:
+                buffers.fetch()
             answers[-1] += [buffers.ids[:48].tolist(), buffers.last.tolist()]
             for step in range(request.max_new_tokens):
                 buffers.logits.copy_(logits[step])

@@ -233,6 +233,14 @@ def test_a_bad_request_is_refused_and_its_client_goes_on(
         assert ask(client, [4]) == toy_answer([4], 1, 0)
 
 
+@pytest.mark.parametrize("wrong", [2**63, 1.5, "1"])
+def test_what_is_no_id_is_never_sent(served: Path, wrong: object) -> None:
+    with client_of(served) as client:
+        with pytest.raises(UserError, match="no request: a token id is no 64-bit integer"):
+            ask(client, [1, wrong])  # type: ignore[list-item]
+        assert ask(client, [4]) == toy_answer([4], 1, 0)
+
+
 def test_an_engine_error_is_one_line_and_the_generator_goes_on() -> None:
     with toy() as generator:
         with client_of(generator.path) as client:

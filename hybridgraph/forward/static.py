@@ -52,6 +52,8 @@ class StaticOperations:
 
     def run_prefill(self, length: int) -> None:
         buffers = self._buffers
+        if buffers.fetched_by_prefill:
+            buffers.fetch()
         self._forward.prefill(buffers.ids, length, buffers.start, buffers.last, self._cache, buffers.logits)
 
     def run_decode(self) -> None:
@@ -59,8 +61,11 @@ class StaticOperations:
         self._forward.decode(buffers.token, buffers.position, self._cache, buffers.logits)
 
     def point_at(self, start: int, last: int) -> None:
-        self._buffers.start.fill_(start)
-        self._buffers.last.fill_(last)
+        self._buffers.point_at(start, last)
+
+    def point_back(self) -> None:
+        if not self._buffers.fetched_by_prefill:  # who packs the next prompt says so anyway
+            self._buffers.start.zero_()
 
     def require_same_answer(self, plain: Forward, advice: str) -> None:
         """Raise UserError, with ``advice``, where a padded prompt and one token more get other logits than ``plain``'s.
@@ -72,6 +77,7 @@ class StaticOperations:
             return
         ids = (torch.arange(PROBE_PADDED, device=buffers.ids.device) * 7919 + 11) % buffers.logits.shape[0]
         buffers.ids[:PROBE_PADDED].copy_(ids)
+        buffers.adopt()
         self.point_at(0, PROBE_LENGTH - 1)
         buffers.token.copy_(ids[PROBE_LENGTH : PROBE_LENGTH + 1])
         buffers.position.fill_(PROBE_LENGTH)

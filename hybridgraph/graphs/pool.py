@@ -39,6 +39,10 @@ class Capturable(Protocol):
         """What runs next reads ids from ``start`` on, the last real one of which is ``last``."""
         ...
 
+    def point_back(self) -> None:
+        """At the first id, on which whoever places the next prompt counts."""
+        ...
+
     def rehearse_prefill(self, length: int) -> None:
         """The same work on buffers of its own, so that a request in flight never notices."""
         ...
@@ -167,7 +171,7 @@ class GraphPool:
                 self._static.point_at(chunk.start, min(chunk.end, length) - 1)
                 graph.replay()
         finally:
-            self._static.point_at(0, length - 1)  # whoever places the next prompt counts on the first id
+            self._static.point_back()
 
     def _capture_or_make_room(self, length: int) -> bool:
         """Capture; out of memory, give up the oldest half of the pool and try once more. False: serve eagerly."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from hybridgraph.errors import UserError
 from hybridgraph.records import Report, Request, SourceInfo
 
 PROTOCOL_VERSION = 2
@@ -65,10 +66,14 @@ class Generate(Message, tag="generate"):
 
     @classmethod
     def of(cls, number: int, asked: Request) -> Generate:
-        """The message that asks for ``asked``, as request ``number``; raises TypeError or OverflowError."""
+        """The message that asks for ``asked``, as request ``number``; raises UserError where an id is no int64."""
+        try:
+            prompt_ids = struct.pack(f"{len(asked.prompt_ids)}q", *asked.prompt_ids)
+        except struct.error as error:
+            raise UserError(f"no request: a token id is no 64-bit integer ({error})") from None
         return cls(
             request=number,
-            prompt_ids=array("q", asked.prompt_ids).tobytes(),
+            prompt_ids=prompt_ids,
             max_new_tokens=asked.max_new_tokens,
             temperature=asked.temperature,
             seed=asked.seed,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -39,6 +40,8 @@ class DynamicOps:
     preprocess: Callable[[Tensor, Tensor, Tensor], None]
     sample: Callable[[Tensor, Tensor], Tensor]
     greedy: Callable[[Tensor], Tensor]
+
+    packs_on_host: ClassVar[bool] = False  # ``place`` leaves the prompt there, for the prefill to fetch
 
     def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
         """Bring ``request`` into ``ids`` and ``last``, as the graph of ``length`` reads them."""

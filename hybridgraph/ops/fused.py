@@ -1,6 +1,6 @@
-"""Dynamic operations with nothing between a request's one copy and its replay, and one kernel behind it.
+"""Dynamic operations with nothing in front of a request's replay, and one kernel behind it.
 
-Preprocessing is how the host packs the request: padded, in the order in which the graph reads it. Draws are
+Preprocessing is how the host packs the request: padded, in the order in which the graph fetches it. Draws are
 made while the replay runs and travel as the kernel's arguments; the kernel writes the id where the next
 decode step reads it and, over the bus, where the host does. A CPU samples as native does.
 """
@@ -15,8 +15,10 @@ from hybridgraph.records import Request
 class FusedOps(DynamicOps):
     """The functions of tensors are native's: who runs them on other buffers has these copies to make anyway."""
 
+    packs_on_host = True
+
     def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
-        buffers.place(request, length)
+        buffers.pack(request, length)
 
     def choose(self, request: Request, step: int, buffers: StaticBuffers) -> None:
         if step == 0:
