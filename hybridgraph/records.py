@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
-import numpy as np
-
 from hybridgraph.errors import UserError
 from hybridgraph.roofline import ModelShape, Rates
 
@@ -84,8 +82,7 @@ def check_request(request: Request, info: SourceInfo) -> None:
         raise UserError(
             f"{num_ids} prompt ids and {request.max_new_tokens} new tokens exceed the {info.max_seq_len} positions"
         )
-    ids = np.asarray(request.prompt_ids)  # of an array no copy, and quicker than Python's min and max
-    lowest, highest = ids.min(), ids.max()
+    lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
     if lowest < 0 or highest >= info.vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise UserError(f"token id {wrong} is outside the vocabulary of {info.vocab_size}")

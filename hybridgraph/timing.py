@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Within it ``device`` is this thread's current one, which kernels are launched on whatever their tensors say."""
-    return torch.cuda.device(device.index) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device.index) if device.type == "cuda" and _num_gpus() > 1 else nullcontext()
+
+
+@cache
+def _num_gpus() -> int:
+    return torch.cuda.device_count()
 
 
 def _event(device: torch.device, *, timed: bool) -> torch.Event | None:
