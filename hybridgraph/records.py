@@ -6,7 +6,7 @@ can be read without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -37,7 +37,7 @@ PHASES: tuple[Phase, ...] = ("ttft", "p99", "decode")  # as they are measured
 class Request:
     """One prompt to answer. ``temperature`` 0 is greedy; ``seed`` fixes every draw of a sampled answer."""
 
-    prompt_ids: Sequence[int]
+    prompt_ids: list[int]
     max_new_tokens: int = 1
     temperature: float = 0.7
     seed: int = 0

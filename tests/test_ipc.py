@@ -6,7 +6,6 @@ import os
 import random
 import socket
 import stat
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ from hybridgraph.ipc.messages import (
     decode_to_server,
     encode,
 )
-from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.records import Report, SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
 
 INFO = SourceInfo(
@@ -100,23 +99,9 @@ def test_messages_survive_the_wire(message: Ready | Token | Done | Failed | Shar
     assert decode_to_client(body(encode(message))) == message
 
 
-def test_ids_survive_the_wire() -> None:
-    draw = random.Random(2)
-    for count in (0, 1, 400):
-        asked = Request(prompt_ids=[draw.randrange(-(2**63), 2**63) for _ in range(count)], max_new_tokens=3, seed=9)
-        message = decode_to_server(body(encode(Generate.of(7, asked))))
-        assert isinstance(message, Generate)
-        received = message.asked()
-        assert list(received.prompt_ids) == asked.prompt_ids
-        assert replace(received, prompt_ids=asked.prompt_ids) == asked
-    torn = Generate(request=7, prompt_ids=b"123", max_new_tokens=1, temperature=0.0, seed=0)
-    with pytest.raises(ProtocolError, match="3 bytes of prompt ids: 8 each"):
-        torn.asked()
-
-
 def test_decoding_random_bytes_yields_protocol_errors_only() -> None:
     draw = random.Random(0)
-    valid = body(encode(Generate.of(1, Request(prompt_ids=[1, 2, 3], seed=1))))
+    valid = body(encode(Generate(request=1, prompt_ids=[1, 2, 3], max_new_tokens=1, temperature=0.7, seed=1)))
     refused = 0
     for _ in range(20_000):
         data = bytearray(valid) if draw.random() < 0.5 else bytearray(draw.randbytes(draw.randrange(60)))
@@ -153,7 +138,7 @@ def test_frame_limits() -> None:
     with pytest.raises(FrameTooLarge):
         reader.next()
     with pytest.raises(FrameTooLarge):
-        encode(Generate.of(1, Request(prompt_ids=[0] * (MAX_FRAME_BYTES // 8))))
+        encode(Generate(request=1, prompt_ids=[0] * MAX_FRAME_BYTES, max_new_tokens=1, temperature=0.0, seed=0))
     cut_off = FrameReader()
     cut_off.feed(encode(HELLO)[:-1])
     assert cut_off.next() is None

@@ -133,7 +133,7 @@ def greeted(path: Path) -> ClientChannel:
 def test_others_wait_until_the_buffers_are_given_back(path: Path) -> None:
     with closing(greeted(path)) as other:
         with closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
-            other.send(Generate.of(1, Request(prompt_ids=[3], temperature=0.0)))
+            other.send(Generate(request=1, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
             assert other.receive() == Queued(request=1, position=1)
             other.send(Prefill(request=2, length=3))
             refused = other.receive()
@@ -161,7 +161,7 @@ def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
         channel.send(Finished(request=2))
         assert [type(channel.receive()) for _ in range(2)] == [Replayed, Replayed]
         channel.send(Cancel(request=1))
-        channel.send(Generate.of(3, Request(prompt_ids=[3], temperature=0.0)))
+        channel.send(Generate(request=3, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
         received = channel.receive()
         while isinstance(received, Queued):
             received = channel.receive()

@@ -11,16 +11,14 @@ that is received can run code.
 from __future__ import annotations
 
 import struct
-from array import array
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from hybridgraph.errors import UserError
 from hybridgraph.records import Report, Request, SourceInfo
 
-PROTOCOL_VERSION = 2
-MAX_FRAME_BYTES = 1 << 21  # body of a frame; a prompt of 200,000 ids fits
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 
 # Who caused a failure: this request; the engine while answering it; the generator's start; bytes that are no
@@ -59,35 +57,25 @@ class Generate(Message, tag="generate"):
     """Answer one prompt. Replies: Queued where others are ahead, Token for each id, then Done or Failed."""
 
     request: int  # chosen by the client, unique within its connection
-    prompt_ids: bytes  # int64, as this machine orders it: read in one piece, where a list is walked
+    prompt_ids: list[int]
     max_new_tokens: int
     temperature: float  # 0 is greedy
     seed: int
 
     @classmethod
     def of(cls, number: int, asked: Request) -> Generate:
-        """The message that asks for ``asked``, as request ``number``; raises UserError where an id is no int64."""
-        try:
-            prompt_ids = struct.pack(f"{len(asked.prompt_ids)}q", *asked.prompt_ids)
-        except struct.error as error:
-            raise UserError(f"no request: a token id is no 64-bit integer ({error})") from None
+        """The message that asks for ``asked``, as request ``number``."""
         return cls(
             request=number,
-            prompt_ids=prompt_ids,
+            prompt_ids=asked.prompt_ids,
             max_new_tokens=asked.max_new_tokens,
             temperature=asked.temperature,
             seed=asked.seed,
         )
 
     def asked(self) -> Request:
-        """The request; raises ProtocolError where its ids are none."""
-        ids = array("q")
-        try:
-            ids.frombytes(self.prompt_ids)
-        except ValueError:
-            raise ProtocolError(f"{len(self.prompt_ids)} bytes of prompt ids: {ids.itemsize} each") from None
         return Request(
-            prompt_ids=ids,
+            prompt_ids=self.prompt_ids,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=self.seed,
