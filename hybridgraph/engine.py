@@ -13,13 +13,13 @@ the last id is read.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
 from typing import Any
-from weakref import WeakSet, finalize
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor
@@ -79,9 +79,8 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         self._lookahead = 1 if captured and device.type == "cuda" else 0  # other steps would delay the id before
         self._timer = DeviceTimer(device)
         self._ready = [DeviceMark(device) for _ in range(1 + self._lookahead)]
-        self._answers: WeakSet[Generator[int, None, None]] = WeakSet()
+        self._answers: set[ref[Generator[int, None, None]]] = set()  # of those that still exist
         self._answering = self._closed = False
-        self._turn = Turn()
         self._pool: GraphPool | None = None
         self._background: BackgroundCapture | None = None
         with on_device(device), out_of_memory_is_users(device):
@@ -93,6 +92,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
                 fetched_by_prefill=self._ops.packs_on_host,
             )
             self._device = self._buffers.logits.device  # which has a number
+            self._turn = Turn(self._device)
             self._static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
             progress("compiling dynamic operations", 0, 1)
             self._ops.compile(self._buffers)
@@ -152,7 +152,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         Raises UserError where another answer is in progress, or the engine is closed.
         """
         answer = self._answer(request)
-        self._answers.add(answer)
+        self._answers.add(ref(answer, self._answers.discard))
         return answer
 
     def _answer(self, request: Request) -> Generator[int, None, None]:
@@ -198,14 +198,15 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         From the thread that answers; an engine that is dropped without it stops capturing, too.
         """
         self._closed = True
-        for answer in list(self._answers):
-            if getgeneratorstate(answer) == GEN_SUSPENDED:  # one that nobody has begun to read will say why it ends
+        for answer in [existing() for existing in self._answers]:
+            if (
+                answer and getgeneratorstate(answer) == GEN_SUSPENDED
+            ):  # one that nobody has begun to read will say why it ends
                 answer.close()
         if self._background:
             self._background.close()
         if self._pool:
-            with on_device(self._device):
-                self._pool.close()
+            self._pool.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -240,17 +241,11 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             self._ready_at(0).mark()
             self._ready_at(0).wait()
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> AbstractContextManager[None]:
         """Until it is left, nothing in the background touches the buffers, the cache and the logits."""
         if self._closed:
             raise UserError("the engine is closed")
-        try:
-            with on_device(self._device), self._turn:
-                yield
-        finally:
-            if self._background:
-                self._background.notify()
+        return self._turn
 
     def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]

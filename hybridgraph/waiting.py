@@ -54,7 +54,8 @@ class Line:
         if not self._waiting:
             return None
         self.holder = self._waiting.popleft()
-        self._tell_positions()
+        if self._waiting:
+            self._tell_positions()
         return self.holder
 
     def take_out(self, connection: Connection, request: int) -> Job | None:

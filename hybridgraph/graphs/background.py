@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 
 from hybridgraph.graphs.pool import GraphPool
-from hybridgraph.progress import say
+from hybridgraph.progress import nobody, say
 from hybridgraph.timing import on_device
 
 SWITCH_INTERVAL_S = 1e-4
@@ -67,6 +67,7 @@ class BackgroundCapture:
         self._working = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="background-capture", daemon=True)
+        pool.turn.on_leave = self.notify
         self._thread.start()
         _RUNNING.add(self)
 
@@ -103,6 +104,7 @@ class BackgroundCapture:
                 while not self._stopping and (length := self._pool.next_wanted()) is not None:
                     self._capture(length)
                 self._working = False
+        self._pool.turn.on_leave = nobody  # else a dropped engine's pool, and the weights, would wait for the collector
 
     def _capture(self, length: int) -> None:
         try:

@@ -78,10 +78,8 @@ class GraphPool:
     ``turn`` is taken by whoever replays, changes the pool, or counts what is in it.
     """
 
-    def __init__(
-        self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph], turn: Turn | None = None
-    ) -> None:
-        self.turn = turn or Turn()
+    def __init__(self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph], turn: Turn) -> None:
+        self.turn = turn
         self.backend = backend
         self.cache = cache
         self.costs: dict[int, CaptureCost] = {}

@@ -1,28 +1,41 @@
-"""Who may use the buffers and the pool: the requests, or the thread that captures beside them."""
+"""Who may use the device, the buffers and the pool: the requests, or the thread that captures beside them."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+
+import torch
+
+from hybridgraph.progress import nobody
+from hybridgraph.timing import on_device
 
 
 class Turn:
     """A lock between two sides: requests, which enter it, and captures, which take ``of_captures``.
 
     Requests may enter again inside of it: a lease replays, a client asks for counts in the middle of an answer.
+    While they are within, ``device`` is the current one; whenever they have left, ``on_leave`` is called.
 
     No RLock: a half-read answer ends wherever Python's collector finds it, on any thread, and so does its turn.
+    No generator either: entering is what every request waits for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.of_captures = threading.Lock()
+        self.on_leave: Callable[[], None] = nobody
         self._depth = 0
+        self._on_device = on_device(device)
 
     def __enter__(self) -> None:
         if self._depth == 0:
             self.of_captures.acquire()
+            self._on_device.__enter__()
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
+            self._on_device.__exit__(None, None, None)
             self.of_captures.release()
+            self.on_leave()
