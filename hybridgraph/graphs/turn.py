@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -24,18 +25,20 @@ class Turn:
     def __init__(self, device: torch.device) -> None:
         self.of_captures = threading.Lock()
         self.on_leave: Callable[[], None] = nobody
+        self._device = device
         self._depth = 0
-        self._on_device = on_device(device)
+        self._entered: AbstractContextManager[object] = nullcontext()
 
     def __enter__(self) -> None:
         if self._depth == 0:
             self.of_captures.acquire()
-            self._on_device.__enter__()
+            self._entered = on_device(self._device)  # anew: torch's forgets its device where that was changed within
+            self._entered.__enter__()
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._on_device.__exit__(None, None, None)
+            self._entered.__exit__(None, None, None)
             self.of_captures.release()
             self.on_leave()
