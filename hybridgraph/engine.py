@@ -199,9 +199,8 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         """
         self._closed = True
         for answer in [existing() for existing in self._answers]:
-            if (
-                answer and getgeneratorstate(answer) == GEN_SUSPENDED
-            ):  # one that nobody has begun to read will say why it ends
+            # One that nobody has begun to read will say itself why it ends.
+            if answer is not None and getgeneratorstate(answer) == GEN_SUSPENDED:
                 answer.close()
         if self._background:
             self._background.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,16 @@ def location_of(name: str) -> tuple[str, dict[str, Any]]:
     if name.endswith(".gguf"):
         return str(Path(name).expanduser().parent), {"gguf_file": Path(name).name}
     return name, {}
+
+
+def special_ids(*configurations: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that begin, end or pad a text, by any of ``configurations``; ascending."""
+    found: set[int] = set()
+    for numbers in configurations:
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = numbers.get(key)
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return tuple(sorted(found))
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from hybridgraph.config import DTYPES, LOAD_FORMATS
 from hybridgraph.errors import UserError
-from hybridgraph.hub import first_line, location_of, looking_up, read_configuration, unknown_model
+from hybridgraph.hub import first_line, location_of, looking_up, read_configuration, special_ids, unknown_model
 from hybridgraph.records import SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
@@ -211,9 +211,5 @@ def _checked_shape(module: PreTrainedModel, dtype: str) -> ModelShape | None:
 
 
 def _special_ids(module: PreTrainedModel) -> tuple[int, ...]:
-    found: set[int] = set()
-    for config in (module.config.get_text_config(), module.generation_config):
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(config, key, None)
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
-    return tuple(sorted(found))
+    configurations = (module.config.get_text_config(), module.generation_config)
+    return special_ids(*(configuration.to_dict() for configuration in configurations if configuration))

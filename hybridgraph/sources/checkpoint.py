@@ -11,11 +11,9 @@ from typing import Any
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.hub import looking_up, read_configuration, unknown_model
+from hybridgraph.hub import looking_up, read_configuration, special_ids, unknown_model
 from hybridgraph.roofline import ModelShape
 from hybridgraph.shapes import DEFAULT_GPU_MODEL, builtin_config
-
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
         generation = _read(location, "generation_config.json", required=False)
     else:
         location, generation = "", {}
-    special = _special_ids(numbers, generation)
+    special = special_ids(numbers, generation)
     if (end_id := _first_id(numbers.get("eos_token_id"))) is None:
         raise UserError(f"{name}/config.json has no eos_token_id: {engine} needs an end id where it has no tokenizer")
     if not isinstance(numbers.get("vocab_size"), int):
@@ -112,13 +110,6 @@ def _downloaded(repository: str, file: str, *, required: bool) -> Path:
             if required:
                 raise
             return Path(repository) / file  # there is none, and none is needed
-
-
-def _special_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
-    found: set[int] = set()
-    for value in (numbers.get(key) for numbers in configs for key in _SPECIAL):
-        found.update(value if isinstance(value, list) else [] if value is None else [value])
-    return tuple(sorted(found))
 
 
 def _first_id(value: int | list[int] | None) -> int | None:
