@@ -19,6 +19,8 @@ class StaticBuffers:
     A request reaches the device in one copy from pinned memory: packed as the prefill reads it (``pack``), which then
     begins with that copy (``fetch``), or packed behind its draws, for a device to preprocess (``stage``). What both
     write is free for the next request once an id of this one has been read.
+
+    A client may be lent buffers to fill on the device itself (``adopt``): what ``fetch`` writes is none of them.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class StaticBuffers:
         self.token = torch.zeros(1, dtype=torch.int64, device=device)  # a decode graph's input
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # where that token goes
         self.logits = torch.zeros(vocab_size, dtype=dtype, device=device)
+        self._lent = torch.zeros_like(self._input) if fetched_by_prefill else self._input
+        self.lent_ids, self.lent_last = self._lent[:positions], self._lent[positions : positions + 1]
         self._packed = torch.zeros(2 * positions, dtype=torch.int64, device=device)
         self.draws = _as_draws(self._packed)  # as they were staged
         self._input_host = torch.zeros(positions + 2, dtype=torch.int64, pin_memory=pinned)
@@ -77,10 +81,12 @@ class StaticBuffers:
             self.start.fill_(start)
             self.last.fill_(last)
 
-    def adopt(self) -> None:
-        """What was written into ``ids`` on the device is what the next prefill reads; ``point_at`` must follow."""
+    def adopt(self, length: int) -> None:
+        """Make the first ``length`` of ``lent_ids`` what runs next, and ``lent_last`` the index of the last of them."""
         if self.fetched_by_prefill:
-            self._input_host.copy_(self._input, non_blocking=True)
+            self._input_host.copy_(self._lent, non_blocking=True)
+            self.lent_last.fill_(length - 1)
+        self.point_at(0, length - 1)
 
     def stage(self, request: Request) -> Tensor:
         """Send the request's draws and ids to the device; returns the ids there, int64 [num_ids]."""

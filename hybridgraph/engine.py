@@ -198,7 +198,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         From the thread that answers; an engine that is dropped without it stops capturing, too.
         """
         self._closed = True
-        for answer in [existing() for existing in self._answers]:
+        for answer in [existing() for existing in list(self._answers)]:  # the collector may take from it
             # One that nobody has begun to read will say itself why it ends.
             if answer is not None and getgeneratorstate(answer) == GEN_SUSPENDED:
                 answer.close()
@@ -213,10 +213,10 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
     def shared_tensors(self) -> dict[str, Tensor]:
         """The static buffers a client may be given: ids, last, token, position, logits."""
         b = self._buffers
-        return {"ids": b.ids, "last": b.last, "token": b.token, "position": b.position, "logits": b.logits}
+        return {"ids": b.lent_ids, "last": b.lent_last, "token": b.token, "position": b.position, "logits": b.logits}
 
     def replay_prefill(self, length: int) -> Report:
-        """Run a prompt of ``length`` that already lies in ``ids``; logits are in place when this returns.
+        """Run a prompt of ``length`` that already lies in the shared ``ids``; logits are in place when this returns.
 
         The captured length may be larger: what lies behind the prompt is padding, whatever it is. Raises UserError
         for a length that the buffers cannot hold, or where the engine is closed.
@@ -224,10 +224,9 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         if not 1 <= length <= self._buffers.positions:
             raise UserError(f"a prompt of {length} ids: from 1 to {self._buffers.positions}")
         with self.hold():
-            self._timer.start()
             plan = self._plan(length)
-            self._buffers.adopt()
-            self._static.point_at(0, length - 1)  # a capture, here or in the background, points elsewhere
+            self._buffers.adopt(length)  # now: a capture, here or in the background, points elsewhere
+            self._timer.start()
             plan.run()
             self._timer.stop()
             self._served(length, plan)

@@ -20,16 +20,11 @@ def _num_gpus() -> int:
 
 
 def _event(device: torch.device, *, timed: bool) -> torch.Event | None:
-    """An event of ``device``'s current stream, whichever that is when it is recorded; None where there is no GPU.
+    """An event that is recorded on the current device's stream, whichever that is then; None where there is no GPU.
 
     torch.cuda.Event would look the stream up in Python, which takes a request longer than the recording.
     """
-    if device.type != "cuda":
-        return None
-    event = torch.Event(device, enable_timing=timed)
-    with on_device(device):
-        event.record()  # of the device that it is first recorded on
-    return event
+    return torch.Event(device, enable_timing=timed) if device.type == "cuda" else None
 
 
 class DeviceTimer:
@@ -39,15 +34,18 @@ class DeviceTimer:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._before, self._after = _event(device, timed=True), _event(device, timed=True)
 
     def start(self) -> None:
         if self._before:
-            self._before.record()
+            with on_device(self._device):
+                self._before.record()
 
     def stop(self) -> None:
         if self._after:
-            self._after.record()
+            with on_device(self._device):
+                self._after.record()
 
     def elapsed_ms(self) -> float | None:
         """Milliseconds from ``start`` to ``stop``; waits for the second event. None on the CPU."""
@@ -61,11 +59,13 @@ class DeviceMark:
     """A mark behind what has been launched, and the wait for it; without a device, launched is done."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._event = _event(device, timed=False)
 
     def mark(self) -> None:
         if self._event:
-            self._event.record()
+            with on_device(self._device):
+                self._event.record()
 
     def wait(self, *, awake: bool = False) -> None:
         """``awake``: looking in Python, which keeps what runs next in the caches, and other threads waiting."""

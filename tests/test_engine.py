@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import randint
@@ -21,6 +23,7 @@ from hybridgraph.engine import EngineOptions, HybridEngine
 from hybridgraph.errors import UserError
 from hybridgraph.graphs.capture import CudaGraphs
 from hybridgraph.graphs.pool import CAPTURING
+from hybridgraph.graphs.turn import Turn
 from hybridgraph.model import LoadedModel, load_model
 from hybridgraph.records import Request
 from hybridgraph.sources.huggingface import HuggingFaceSource
@@ -356,6 +359,37 @@ def test_a_half_read_answer_may_end_on_any_thread(loaded: LoadedModel, random_id
         wait_until(lambda: engine.stats()["counters"]["background"] == 2)
 
 
+def test_a_turn_whose_device_cannot_be_entered_or_left_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = Turn(torch.device("cpu"))
+
+    @contextmanager
+    def on_a_broken_device(_: torch.device) -> Iterator[None]:
+        if broken == "entering":
+            raise RuntimeError(broken)
+        yield
+        raise RuntimeError(broken)
+
+    monkeypatch.setattr("hybridgraph.graphs.turn.on_device", on_a_broken_device)
+    for broken in ("entering", "leaving"):
+        with pytest.raises(RuntimeError, match=broken), turn:
+            pass
+        assert turn.of_captures.acquire(blocking=False)
+        turn.of_captures.release()
+
+
+def test_a_closed_engine_holds_nothing_that_only_the_collector_would_free(loaded: LoadedModel) -> None:
+    engine = open_engine(loaded, EngineOptions(ops="native", forward="fused", precapture=(10,)))
+    static = weakref.ref(engine._static)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.close()
+        del engine
+        assert static() is None
+    finally:
+        gc.enable()
+
+
 def test_an_engine_that_is_dropped_stops_capturing(loaded: LoadedModel) -> None:
     engine = open_engine(loaded, EngineOptions(ops="native", precapture=(10,)))
     assert engine._background is not None
@@ -530,6 +564,7 @@ def test_a_client_that_fills_the_buffers_itself_is_served_in_pieces_too(
     options = EngineOptions(ops=ops, forward="fused", precapture=(30, 90), positions=256, async_capture=False)
     with open_engine(loaded, options) as engine:
         expected = list(engine.generate(prompt, 1))
+        list(engine.generate(random_ids(200, 500), 1))  # whose ids the host holds by now
         shared = engine.shared_tensors()
         shared["ids"].zero_()
         shared["ids"][:200] = torch.tensor(prompt)

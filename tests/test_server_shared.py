@@ -41,13 +41,13 @@ from hybridgraph.shared_client import SharedBufferClient
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "case4_jit_cuda_generator.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-FLAGS = ["--model", "tiny-llama", "--dtype", "float32", "--ops", "native", "--precapture", "16,8", "--max-graphs", "4"]
+FLAGS = ["--model", "tiny-llama", "--dtype", "float32", "--precapture", "16,8", "--max-graphs", "4"]
 
 
 @contextmanager
-def generator(device: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+def generator(device: str, ops: str = "native") -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     path = fresh_socket_path()
-    command = [sys.executable, str(ROOT / SCRIPT), "--socket", str(path), "--device", device, *FLAGS]
+    command = [sys.executable, str(ROOT / SCRIPT), "--socket", str(path), "--device", device, "--ops", ops, *FLAGS]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
         assert process.stdout is not None
@@ -61,9 +61,14 @@ def generator(device: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
         path.parent.rmdir()
 
 
+@pytest.fixture(scope="module", params=["native", "fused"])
+def ops(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def path(request: pytest.FixtureRequest) -> Iterator[Path]:
-    with generator(request.param) as (path, process):
+def path(request: pytest.FixtureRequest, ops: str) -> Iterator[Path]:
+    with generator(request.param, ops) as (path, process):
         yield path
         assert process.poll() is None
 

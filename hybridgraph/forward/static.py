@@ -76,9 +76,8 @@ class StaticOperations:
         if buffers.positions < PROBE_PADDED:
             return
         ids = (torch.arange(PROBE_PADDED, device=buffers.ids.device) * 7919 + 11) % buffers.logits.shape[0]
-        buffers.ids[:PROBE_PADDED].copy_(ids)
-        buffers.adopt()
-        self.point_at(0, PROBE_LENGTH - 1)
+        buffers.lent_ids[:PROBE_PADDED].copy_(ids)
+        buffers.adopt(PROBE_LENGTH)
         buffers.token.copy_(ids[PROBE_LENGTH : PROBE_LENGTH + 1])
         buffers.position.fill_(PROBE_LENGTH)
         try:

@@ -32,13 +32,19 @@ class Turn:
     def __enter__(self) -> None:
         if self._depth == 0:
             self.of_captures.acquire()
-            self._entered = on_device(self._device)  # anew: torch's forgets its device where that was changed within
-            self._entered.__enter__()
+            try:
+                self._entered = on_device(self._device)  # anew: torch's forgets its device if that is changed within
+                self._entered.__enter__()
+            except BaseException:
+                self.of_captures.release()
+                raise
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._entered.__exit__(None, None, None)
-            self.of_captures.release()
+            try:
+                self._entered.__exit__(None, None, None)
+            finally:
+                self.of_captures.release()
             self.on_leave()

@@ -44,7 +44,7 @@ class DynamicOps:
     packs_on_host: ClassVar[bool] = False  # ``place`` leaves the prompt there, for the prefill to fetch
 
     def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
-        """Bring ``request`` into ``ids`` and ``last``, as the graph of ``length`` reads them."""
+        """Bring ``request`` to where the prefill of ``length`` ids reads it, or fetches it from."""
         self.preprocess(buffers.stage(request), buffers.ids[:length], buffers.last)
 
     def choose(self, request: Request, step: int, buffers: StaticBuffers) -> None:
