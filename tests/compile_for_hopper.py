@@ -67,7 +67,7 @@ def main() -> None:
             forward.prefill(ids, length, start, last, cache, logits)
         forward.decode(torch.zeros(1, dtype=torch.long), torch.tensor([200]), cache, logits)
     hidden = torch.zeros(100, 4096, dtype=torch.float16)
-    kernels.add_norm(hidden, torch.zeros(4, 100, 4096), hidden[0], 1e-5)
+    kernels.add_norm(hidden, hidden.new_zeros(4, 100, 4096), hidden[0], 1e-5)
     print(*sorted(kernels.names | compile_sampling()))
 
 

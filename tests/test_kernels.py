@@ -119,8 +119,8 @@ def test_swiglu(width: int) -> None:
 @pytest.mark.parametrize("splits", [1, 3])
 def test_partial_sums_are_added_and_normed(splits: int) -> None:
     hidden, weight = rows(randint(1, 20), 1000), rows(1000)
-    partial = torch.randn(splits, *hidden.shape, device=DEVICE)
-    expected = hidden.float() + partial.sum(0)
+    partial = rows(splits, *hidden.shape)
+    expected = hidden.float() + partial.float().sum(0)
     normed = TritonKernels().add_norm(hidden, partial, weight, EPS)
     assert_close(hidden, expected)
     assert_close(normed, ReferenceKernels().norm(expected, weight.float(), EPS))
@@ -143,35 +143,42 @@ def test_one_row_swiglu(num_rows: int, width: int) -> None:
     assert_close(*same("one_row_swiglu", rows(1, width), rows(width), EPS, gate_up))
 
 
+def stored_plainly(partial: Tensor, start: Tensor, attention: Attention) -> Tensor:
+    """Projections whose ``partial`` sums are given, rotated and stored in float32; returns the queries."""
+    product, unit = partial.float().sum(0), torch.eye(partial.shape[2], device=DEVICE)
+    norms = plain_norms(attention.norms)
+    return ReferenceKernels().project_store(product, unit, None, start, attention.heads, norms, attention.plain)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "piece"])
-def test_prompt_attention(attention: Attention, length: int, in_pieces: bool) -> None:
+@pytest.mark.parametrize("splits", [1, 3])
+def test_prompt_attention(attention: Attention, length: int, in_pieces: bool, splits: int) -> None:
     """A whole prompt, or a piece of one behind the slots that the pieces before have filled."""
     heads, norms = attention.heads, attention.norms
     before = min(attention.length, POSITIONS - length) if in_pieces else 0
     start, end = torch.tensor([before], device=DEVICE), before + length
-    qkv = rows(length, heads.query_width + 2 * heads.key_width)
-    plain_qkv = qkv.float()
+    partial = rows(splits, length, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
     for slots in (attention.triton.keys, attention.triton.values):
         slots[:, before:] = torch.nan
-    TritonKernels().rotate_store(qkv, heads.num_heads, start, heads, norms, attention.triton)
-    ReferenceKernels().rotate_store(plain_qkv, heads.num_heads, start, heads, plain_norms(norms), attention.plain)
-    assert_close(qkv[:, : heads.query_width], plain_qkv[:, : heads.query_width])
+    plain = stored_plainly(partial, start, attention)
+    queries = TritonKernels().rotate_store(partial, start, heads, norms, attention.triton)
+    assert_close(queries[:, : heads.query_width], plain[:, : heads.query_width])
     assert_close(attention.triton.keys[:, :end], attention.plain.keys[:, :end])
     assert_close(attention.triton.values[:, :end], attention.plain.values[:, :end])
     assert attention.triton.keys[:, end:].isnan().all(), "nothing is written behind the prompt"
     assert_close(
-        TritonKernels().attend(qkv, start, heads, attention.triton),
-        ReferenceKernels().attend(plain_qkv, start, heads, attention.plain),
+        TritonKernels().attend(queries, start, heads, attention.triton),
+        ReferenceKernels().attend(plain, start, heads, attention.plain),
     )
 
 
 def test_keys_and_values_alone_are_stored(attention: Attention) -> None:
     heads, norms = attention.heads, attention.norms
-    kv = rows(attention.length, 2 * heads.key_width)
+    partial = rows(2, attention.length, 2 * heads.num_kv_heads * heads.head_dim)
     start = torch.zeros(1, dtype=torch.long, device=DEVICE)
-    TritonKernels().rotate_store(kv, 0, start, heads, norms, attention.triton)
-    ReferenceKernels().rotate_store(kv.float(), 0, start, heads, plain_norms(norms), attention.plain)
+    stored_plainly(partial, start, attention)
+    TritonKernels().rotate_store(partial, start, heads, norms, attention.triton)
     for stored, plain in (
         (attention.triton.keys, attention.plain.keys),
         (attention.triton.values, attention.plain.values),
@@ -182,7 +189,7 @@ def test_keys_and_values_alone_are_stored(attention: Attention) -> None:
 @pytest.mark.parametrize("store", [True, False])
 def test_one_row_attention(attention: Attention, store: bool) -> None:
     heads, norms = attention.heads, attention.norms
-    row = rows(1, heads.query_width + (2 * heads.key_width if store else 0))
+    row = rows(1, (heads.num_heads + (2 * heads.num_kv_heads if store else 0)) * heads.head_dim)
     position = torch.tensor([attention.length if store else attention.length - 1], device=DEVICE)
     actual = TritonKernels().one_row_attend(row, position, heads, norms, attention.triton, store=store)
     expected = ReferenceKernels().one_row_attend(

@@ -8,19 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.forward.kernels import product
-from hybridgraph.forward.kernels.hopper import MOST_TOKENS_SPLIT, MOST_TOKENS_SWIGLU, HopperKernels, tile_for
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots, product
+from hybridgraph.forward.kernels.hopper import MOST_TOKENS_PROJECTED, MOST_TOKENS_SQUARE, HopperKernels, tile_for
 from hybridgraph.forward.kernels.product import RING_BYTES, Epilogue, Product, Tile, compile_product
+from hybridgraph.forward.kernels.reference import ReferenceKernels
 
-LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 233)
+LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240)
 TOO_LARGE = Tile(warpgroups=5, tokens=200, cluster=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("epilogue", ["store_swiglu", "store_partial"])
+@pytest.mark.parametrize(("epilogue", "warpgroups"), [("store_swiglu", 3), ("store_partial", 2), ("store_partial", 3)])
 @pytest.mark.parametrize("num_tokens", LENGTHS)
-def test_every_shape_compiles(num_tokens: int, epilogue: Epilogue, dtype: torch.dtype) -> None:
-    tile = tile_for(num_tokens, warpgroups=3 if epilogue == "store_swiglu" else 2)
+def test_every_shape_compiles(num_tokens: int, epilogue: Epilogue, warpgroups: int, dtype: torch.dtype) -> None:
+    tile = tile_for(num_tokens, warpgroups)
     assert tile.stages >= 4 and tile.stages * tile.stage_bytes <= RING_BYTES
     assert compile_product(epilogue, tile, dtype).startswith(b"\x7fELF")
 
@@ -82,6 +83,39 @@ def test_products_equal_float32(num_tokens: int, widths: tuple[int, int], dtype:
     )
 
 
+LLAMA = Heads(num_heads=32, num_kv_heads=32, head_dim=128, scale=128**-0.5, eps=1e-5)
+GROUPED = Heads(num_heads=6, num_kv_heads=2, head_dim=64, scale=64**-0.5, eps=1e-5)  # 10 units
+
+
+def project_store(
+    kernels: HopperKernels | ReferenceKernels, normed: Tensor, weight: Tensor, heads: Heads
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, keys and values of positions 3, 4, …, from what ``weight`` projects."""
+    start, (num_tokens, _) = torch.tensor([3], device="cuda"), normed.shape
+    angles = torch.arange(num_tokens + 3, device="cuda")[:, None] / torch.arange(1, heads.head_dim // 2 + 1).cuda()
+    slots = [normed.new_zeros(heads.num_kv_heads, num_tokens + 3, heads.head_dim) for _ in range(2)]
+    turn = (angles.cos(), angles.sin())
+    queries = kernels.project_store(normed, weight, None, start, heads, HeadNorms(), Slots(*slots, *turn))
+    return queries[:, : weight.shape[0] - 2 * heads.num_kv_heads * heads.head_dim], *(each[:, 3:] for each in slots)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("without_queries", [False, True])
+@pytest.mark.parametrize(("heads", "width"), [(LLAMA, 4096), (GROUPED, 64 * 37)], ids=["llama", "grouped"])
+@pytest.mark.parametrize("num_tokens", [1, 10, 17, 50, MOST_TOKENS_PROJECTED, MOST_TOKENS_PROJECTED + 1])
+def test_projections_equal_float32(
+    num_tokens: int, heads: Heads, width: int, without_queries: bool, dtype: torch.dtype
+) -> None:
+    num_heads = 2 * heads.num_kv_heads + (0 if without_queries else heads.num_heads)
+    normed, weight = rows(num_tokens, width, dtype=dtype), rows(num_heads * heads.head_dim, width, dtype=dtype)
+    weight /= width**0.5
+    actual = project_store(HopperKernels(), normed, weight, heads)
+    expected = project_store(ReferenceKernels(), normed.float(), weight.float(), heads)
+    for part, plain in zip(actual, expected, strict=True):
+        assert part.numel() == 0 or error(part, plain) <= (1e-3 if dtype == torch.float16 else 8e-3)
+
+
 @pytest.mark.gpu
 def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -90,17 +124,19 @@ def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
     product._kernel.cache_clear()
     kernels, dtype = HopperKernels(), torch.float16
     gate_up, down = rows(22016, 4096, dtype=dtype), rows(4096, 11008, dtype=dtype)
-    lengths = [randint(1, 200) for _ in range(3)]
-    kernels.prepare(lengths, gate_up, (down,))
+    lengths = [randint(1, 200) for _ in range(3)] + [randint(1, MOST_TOKENS_PROJECTED)]
+    qkv = rows(3 * 4096, 4096, dtype=dtype)
+    kernels.prepare(lengths, qkv, gate_up, (down,))
     monkeypatch.setattr(product, "compile_product", None)
     for num_tokens in lengths:
         normed, hidden = rows(num_tokens, 4096, dtype=dtype), rows(num_tokens, 4096, dtype=dtype)
+        project_store(kernels, normed, qkv, LLAMA)
         kernels.linear_add_norm(hidden, kernels.linear_swiglu(normed, gate_up), down, normed[0], 1e-5)
 
 
 @pytest.mark.gpu
 def test_a_captured_product_answers_the_same_in_every_replay() -> None:
-    num_tokens = randint(1, min(MOST_TOKENS_SPLIT, MOST_TOKENS_SWIGLU))
+    num_tokens = randint(1, MOST_TOKENS_SQUARE)
     kernels, normed = HopperKernels(), rows(num_tokens, 4096, dtype=torch.float16)
     gate_up, down = rows(22016, 4096, dtype=torch.float16) / 64, rows(4096, 11008, dtype=torch.float16) / 105
     hidden, norm = torch.zeros_like(normed), rows(4096, dtype=torch.float16)

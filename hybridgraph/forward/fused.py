@@ -51,7 +51,7 @@ class FusedForward:
 
     def prepare(self, lengths: Sequence[int]) -> None:
         layer = self._weights.layers[0]
-        self._kernels.prepare(lengths, layer.gate_up, (layer.out, layer.down))
+        self._kernels.prepare(lengths, layer.qkv, layer.gate_up, (layer.out, layer.down))
 
     def allocate_cache(self, positions: int) -> FusedCache:
         weights = self._weights
@@ -95,9 +95,8 @@ class FusedForward:
     ) -> Tensor:
         """Add ``layer`` to ``hidden``; returns it normed for the layer ``after``."""
         kernels, heads, eps = self._kernels, self._heads, self._weights.eps
-        qkv = kernels.linear(normed, layer.qkv, layer.qkv_bias)
-        kernels.rotate_store(qkv, heads.num_heads, start, heads, layer.head_norms, slots)
-        attended = kernels.attend(qkv, start, heads, slots)
+        queries = kernels.project_store(normed, layer.qkv, layer.qkv_bias, start, heads, layer.head_norms, slots)
+        attended = kernels.attend(queries, start, heads, slots)
         normed = kernels.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, eps)
         gated = kernels.linear_swiglu(normed, layer.gate_up)
         return kernels.linear_add_norm(hidden, gated, layer.down, after.input_norm, eps)
@@ -106,8 +105,7 @@ class FusedForward:
         """Keys and values of every position: all that later tokens need of the last layer."""
         width = self._heads.query_width
         bias = None if layer.qkv_bias is None else layer.qkv_bias[width:]
-        kv = self._kernels.linear(normed, layer.qkv[width:], bias)
-        self._kernels.rotate_store(kv, 0, start, self._heads, layer.head_norms, slots)
+        self._kernels.project_store(normed, layer.qkv[width:], bias, start, self._heads, layer.head_norms, slots)
 
     def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
         bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]

@@ -29,10 +29,6 @@ class Heads:
     def query_width(self) -> int:
         return self.num_heads * self.head_dim
 
-    @property
-    def key_width(self) -> int:
-        return self.num_kv_heads * self.head_dim
-
 
 @dataclass(frozen=True)
 class Slots:
@@ -61,10 +57,11 @@ class Kernels(Protocol):
     @property
     def name(self) -> str: ...
 
-    def prepare(self, lengths: Sequence[int], gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         """Compile at once what prompts of ``lengths`` would have compiled one by one.
 
-        For ``linear_swiglu`` with weights like ``gate_up``, and ``linear_add_norm`` with weights like ``adding``.
+        For ``project_store`` with weights like ``qkv``, ``linear_swiglu`` with weights like ``gate_up``, and
+        ``linear_add_norm`` with weights like ``adding``.
         """
         ...
 
@@ -72,10 +69,6 @@ class Kernels(Protocol):
         self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """``ids[start : start + length]`` -> (hidden [length, h], its RMSNorm [length, h])."""
-        ...
-
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """[n, k] times weight [m, k] transposed, plus bias [m]: [n, m]."""
         ...
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
@@ -86,13 +79,20 @@ class Kernels(Protocol):
         """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
         ...
 
-    def rotate_store(
-        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
-    ) -> None:
-        """Rotate and store rows of a prompt, the first of which is at position ``start``.
+    def project_store(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: Tensor,
+        heads: Heads,
+        norms: HeadNorms,
+        slots: Slots,
+    ) -> Tensor:
+        """Queries, keys and values of a prompt's rows [n, h], the first of which is at position ``start``.
 
-        ``qkv`` [n, (num_queries + 2 * keys) * dim]: queries are rotated in place, keys are rotated into
-        ``slots.keys``, values go to ``slots.values``. ``num_queries`` may be 0.
+        ``weight`` [(queries + 2 * keys) * dim, h], with ``bias``, may lack the queries. Keys are rotated into
+        ``slots.keys``, values go to ``slots.values``. Returns [n, >= queries * dim]: first the rotated queries.
         """
         ...
 

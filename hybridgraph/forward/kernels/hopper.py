@@ -2,7 +2,7 @@
 
 Where arithmetic sets the pace cuBLAS is hard to beat. Up to a hundred-odd tokens reading the weights does, and there
 a product gains by what stands around it: it starts before the kernel in front has ended, and it ends with SwiGLU, or
-with partial sums that the next norm adds up.
+with partial sums that the next kernel, a norm or the rotation, adds up.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 from hybridgraph.forward.kernels.product import UNIT, Product, Tile, compile_together
 from hybridgraph.forward.kernels.triton import TritonKernels
 
 # Up to here own products were faster than cuBLAS and the kernels that they replace (README.md beside this).
+MOST_TOKENS_PROJECTED = 64
 MOST_TOKENS_SWIGLU = 240
-MOST_TOKENS_SPLIT = 160
-MOST_TOKENS_SQUARE = 128  # where the reduction is no longer than the output is wide
+MOST_TOKENS_ADDED = 240
+MOST_TOKENS_SQUARE = 200  # added, where the reduction is no longer than the output is wide
 MAX_WARPGROUPS = 3
-SPLIT_WARPGROUPS = 2
 SHARING_TOKENS = 32  # from which on blocks share their loads of them
 
 
@@ -31,10 +32,26 @@ class HopperKernels(TritonKernels):
 
     name = "hopper"
 
-    def prepare(self, lengths: Sequence[int], gate_up: Tensor, adding: Sequence[Tensor]) -> None:
-        wanted = [self._swiglu(length, gate_up) for length in lengths]
-        wanted += [self._split(length, weight) for weight in adding for length in lengths]
+    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+        wanted = [self._projected(length, qkv) for length in lengths]
+        wanted += [self._swiglu(length, gate_up) for length in lengths]
+        wanted += [self._added(length, weight) for weight in adding for length in lengths]
         compile_together({product for product in wanted if product is not None}, gate_up.dtype)
+
+    def project_store(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: Tensor,
+        heads: Heads,
+        norms: HeadNorms,
+        slots: Slots,
+    ) -> Tensor:
+        product = self._projected(rows.shape[0], weight)
+        if product is None or bias is not None:
+            return super().project_store(rows, weight, bias, start, heads, norms, slots)
+        return self.rotate_store(self._partial_sums(product, rows, weight), start, heads, norms, slots)
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         product = self._swiglu(rows.shape[0], gate_up)
@@ -45,12 +62,19 @@ class HopperKernels(TritonKernels):
         return out
 
     def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        product = self._split(rows.shape[0], weight)
+        product = self._added(rows.shape[0], weight)
         if product is None:
             return super().linear_add_norm(hidden, rows, weight, norm, eps)
-        partial = torch.empty(product.splits, *hidden.shape, dtype=torch.float32, device=rows.device)
-        product(rows, weight, partial, overlap=self._overlap)
-        return self.add_norm(hidden, partial, norm, eps)
+        return self.add_norm(hidden, self._partial_sums(product, rows, weight), norm, eps)
+
+    def _partial_sums(self, product: Product, rows: Tensor, weight: Tensor) -> Tensor:
+        out = rows.new_empty(product.splits, rows.shape[0], weight.shape[0])
+        product(rows, weight, out, overlap=self._overlap)
+        return out
+
+    def _projected(self, num_rows: int, qkv: Tensor) -> Product | None:
+        """The own product, where there is one."""
+        return split_product(num_rows, qkv, warpgroups=3) if num_rows <= MOST_TOKENS_PROJECTED else None
 
     def _swiglu(self, num_rows: int, gate_up: Tensor) -> Product | None:
         """The own product, where there is one."""
@@ -59,14 +83,20 @@ class HopperKernels(TritonKernels):
             return None
         return Product("store_swiglu", tile_for(num_rows, warpgroups))
 
-    def _split(self, num_rows: int, weight: Tensor) -> Product | None:
-        """The own product whose reduction is split among the multiprocessors, where there is one."""
+    def _added(self, num_rows: int, weight: Tensor) -> Product | None:
+        """The own product, where there is one."""
         width, inner = weight.shape
-        splits = multiprocessors(weight.device) // math.ceil(width / UNIT / SPLIT_WARPGROUPS)
-        most = MOST_TOKENS_SPLIT if inner > width else MOST_TOKENS_SQUARE
-        if num_rows > most or splits == 0 or not fits(weight):
-            return None
-        return Product("store_partial", tile_for(num_rows, SPLIT_WARPGROUPS), min(splits, math.ceil(inner / 256)))
+        most = MOST_TOKENS_ADDED if inner > width else MOST_TOKENS_SQUARE
+        return split_product(num_rows, weight, warpgroups=2) if num_rows <= most else None
+
+
+def split_product(num_rows: int, weight: Tensor, *, warpgroups: int) -> Product | None:
+    """One whose reduction is split among the multiprocessors, where it can be."""
+    width, inner = weight.shape
+    splits = multiprocessors(weight.device) // math.ceil(width / UNIT / warpgroups)
+    if splits == 0 or not fits(weight):
+        return None
+    return Product("store_partial", tile_for(num_rows, warpgroups), min(splits, math.ceil(inner / 256)))
 
 
 def tile_for(num_tokens: int, warpgroups: int) -> Tile:

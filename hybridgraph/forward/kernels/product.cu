@@ -4,8 +4,8 @@
 // prompt's tokens, padded to a multiple of 8 only, lie across. A block computes WARPGROUPS units for all TOKENS
 // tokens over its share of the reduction (blockIdx.y); one more warpgroup feeds it through a ring of STAGES buffers.
 //
-// Which 64 rows make a unit, the weights' tensor map decides. Where gate and up are merged it alternates between
-// the two in blocks of 8, so that a thread's accumulators hold both rows of a pair.
+// Which 64 rows make a unit, and their order, the weights' tensor map decides: so that the two rows of which a thread
+// holds the sums are gate and up of one column where these are merged, and neighbours elsewhere.
 //
 // CLUSTER blocks share their loads of the tokens: each loads a part for all of them. Without that the traffic from
 // the L2 cache, not memory or the tensor cores, sets the pace.
@@ -27,9 +27,9 @@ constexpr int BOX_TOKENS = (TOKENS / 8 + CLUSTER - 1) / CLUSTER * 8;  // one blo
 constexpr int BOX_BYTES = BOX_TOKENS * 128;
 constexpr int STAGE_BYTES = WARPGROUPS * UNIT_BYTES + CLUSTER * BOX_BYTES;
 // Where an even share of the multiprocessor's registers cannot hold a thread's sums, and 28 more, the feeder gives some.
-constexpr int REGISTERS = 512;  // for 128 threads, one of each warpgroup
-constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > REGISTERS / (WARPGROUPS + 1);
-constexpr int FEEDER_REGISTERS = 32, WORKER_REGISTERS = (REGISTERS - FEEDER_REGISTERS) / WARPGROUPS / 8 * 8;
+constexpr int EVEN_SHARE = 512 / (WARPGROUPS + 1) / 8 * 8;  // registers of a thread, given out in eights
+constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > EVEN_SHARE;
+constexpr int FEEDER_SHARE = 32, WORKER_SHARE = (EVEN_SHARE * (WARPGROUPS + 1) - FEEDER_SHARE) / WARPGROUPS / 8 * 8;
 constexpr u64 EVICT_FIRST = 0x12F0000000000000, EVICT_LAST = 0x14F0000000000000;  // cache policies
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -179,7 +179,7 @@ __device__ __forceinline__ void store_block(u16* target, int stride, int tokens_
 }
 
 struct Epilogue {
-    u16* out;  // [tokens, width]; partial sums: float32 [splits, tokens, width]
+    u16* out;  // [tokens, width]; partial sums: [splits, tokens, width]
     int num_tokens;
     int width;
 
@@ -198,18 +198,16 @@ struct Epilogue {
         }
     }
 
-    // float32 sums over this block's share of the reduction; whoever reads them adds them up.
+    // Sums over this block's share of the reduction; whoever reads them adds them up.
     __device__ void store_partial(const float (&sums)[TOKENS / 2], int unit, int warp) const {
-        const int lane = threadIdx.x % 32, first = 64 * unit + 16 * warp;
+        const int lane = threadIdx.x % 32, first = 64 * unit + 16 * warp + 2 * (lane / 4);
         if (first >= width) return;
-        float* target = reinterpret_cast<float*>(out) + (long long)blockIdx.y * num_tokens * width + first + lane / 4;
+        u16* target = out + (long long)blockIdx.y * num_tokens * width + first;
 #pragma unroll
         for (int j = 0; j < TOKENS / 4; j++) {
-            const int token = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
-            if (token < num_tokens) {
-                target[(long long)token * width] = sums[4 * (j / 2) + j % 2];
-                target[(long long)token * width + 8] = sums[4 * (j / 2) + 2 + j % 2];
-            }
+            const int token = 8 * (j / 2) + 2 * (lane % 4) + j % 2, sum = 4 * (j / 2) + j % 2;
+            if (token < num_tokens)
+                *reinterpret_cast<u32*>(target + (long long)token * width) = pack(sums[sum], sums[sum + 2]);
         }
     }
 };
@@ -237,12 +235,12 @@ extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) product(
     asm volatile("griddepcontrol.launch_dependents;");
     const int warpgroup = (int)threadIdx.x / 128 - 1;
     if (warpgroup < 0) {
-        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_SHARE));
         if (threadIdx.x == 0) feeder.run();
         __syncwarp();
         cluster_arrive();
     } else {
-        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WORKER_REGISTERS));
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WORKER_SHARE));
         float sums[TOKENS / 2];
         reduce(sums, ring, warpgroup, steps);
         cluster_arrive();  // before the epilogue: to say so only behind it would wait for what it stores

@@ -62,7 +62,7 @@ class Product:
     """One product's launch: ``rows`` [n, k] times ``weight`` [m, k] transposed, and what follows it.
 
     ``store_swiglu``: ``weight`` is gate, then up; out [n, m / 2] is silu(gate) * up.
-    ``store_partial``: out float32 [splits, n, m], to be summed by whoever reads it.
+    ``store_partial``: out [splits, n, m], to be summed by whoever reads it.
     """
 
     epilogue: Epilogue
@@ -209,14 +209,17 @@ def _attributes(cluster: int, overlap: bool) -> list[Any]:
 
 @lru_cache(maxsize=1024)
 def _weight_map(address: int, shape: Sequence[int], dtype: torch.dtype, interleaved: bool) -> Any:
-    """Units of 64 rows of a matrix, in blocks of 8: in order, or from its halves in turn."""
+    """Units of 64 rows of a matrix: 4 times 8 pairs, the first of each and then the second.
+
+    A pair is two neighbours, or ``interleaved`` a row of each half.
+    """
     rows, columns = shape
-    between, group = (rows // 2, 8) if interleaved else (8, 16)
+    next_pair, within_pair, next_pairs = (1, rows // 2, 8) if interleaved else (2, 1, 16)
     return _tensor_map(
         address,
         dtype,
         sizes=(columns, 8, 2, rows // 16),
-        strides=(columns, between * columns, group * columns),
+        strides=(next_pair * columns, within_pair * columns, next_pairs * columns),
         box=(BLOCK_K, 8, 2, 4),
     )
 

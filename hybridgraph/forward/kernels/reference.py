@@ -16,7 +16,7 @@ class ReferenceKernels:
 
     name = "torch"
 
-    def prepare(self, lengths: Sequence[int], gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         """Nothing is compiled."""
 
     def embed_norm(
@@ -30,9 +30,6 @@ class ReferenceKernels:
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return weight * scaled.to(hidden.dtype)
 
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(rows, weight, bias)
-
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
         return F.silu(gate) * up
@@ -41,17 +38,25 @@ class ReferenceKernels:
         torch.addmm(hidden, rows, weight.T, out=hidden)
         return self.norm(hidden, norm, eps)
 
-    def rotate_store(
-        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
-    ) -> None:
-        positions = _positions(start, qkv.shape[0])
+    def project_store(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: Tensor,
+        heads: Heads,
+        norms: HeadNorms,
+        slots: Slots,
+    ) -> Tensor:
+        qkv = F.linear(rows, weight, bias)
+        positions = _positions(start, rows.shape[0])
         cos, sin = slots.cos.index_select(0, positions), slots.sin.index_select(0, positions)
-        queries, keys, values = _split(qkv, num_queries, heads)
-        if num_queries:
-            queries.copy_(self._rotated(queries, norms.query, heads.eps, cos, sin))
+        queries, keys, values = _split(qkv, heads)
+        queries.copy_(self._rotated(queries, norms.query, heads.eps, cos, sin))
         rotated = self._rotated(keys, norms.key, heads.eps, cos, sin)
         slots.keys.index_copy_(1, positions, rotated.transpose(0, 1))
         slots.values.index_copy_(1, positions, values.transpose(0, 1))
+        return qkv
 
     def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
         q = queries[:, : heads.query_width].unflatten(1, (heads.num_heads, heads.head_dim)).transpose(0, 1)
@@ -75,7 +80,7 @@ class ReferenceKernels:
     ) -> Tensor:
         cos, sin = slots.cos.index_select(0, position), slots.sin.index_select(0, position)
         if store:
-            queries, keys, values = _split(qkv, heads.num_heads, heads)
+            queries, keys, values = _split(qkv, heads)
             rotated = self._rotated(keys, norms.key, heads.eps, cos, sin)
             slots.keys.index_copy_(1, position, rotated.transpose(0, 1))
             slots.values.index_copy_(1, position, values.transpose(0, 1))
@@ -110,7 +115,8 @@ def _attended(queries: Tensor, positions: Tensor, heads: Heads, slots: Slots) ->
     )[0]
 
 
-def _split(qkv: Tensor, num_queries: int, heads: Heads) -> tuple[Tensor, ...]:
+def _split(qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
     """[n, (queries + 2 * keys) * dim] as views [n, heads, dim] of queries, keys and values."""
-    by_head = qkv.unflatten(1, (num_queries + 2 * heads.num_kv_heads, heads.head_dim))
+    by_head = qkv.unflatten(1, (-1, heads.head_dim))
+    num_queries = by_head.shape[1] - 2 * heads.num_kv_heads
     return by_head.split((num_queries, heads.num_kv_heads, heads.num_kv_heads), dim=1)

@@ -52,7 +52,7 @@ def norm_kernel(hidden, weight, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constex
 @triton.jit
 def add_norm_kernel(
     hidden,  # [rows, WIDTH], added to
-    partial,  # float32 [SPLITS, rows, WIDTH]: partial sums of a product
+    partial,  # [SPLITS, rows, WIDTH]: partial sums of a product
     weight,
     out,
     eps,
@@ -69,7 +69,7 @@ def add_norm_kernel(
     wait_for_inputs(PDL)
     x = tl.load(hidden + row * WIDTH + cols, mask, other=0.0).to(tl.float32)
     for split in tl.static_range(SPLITS):
-        x += tl.load(partial + (split * num_rows + row) * WIDTH + cols, mask, other=0.0)
+        x += tl.load(partial + (split * num_rows + row) * WIDTH + cols, mask, other=0.0).to(tl.float32)
     added = x.to(hidden.dtype.element_ty)
     tl.store(hidden + row * WIDTH + cols, added, mask)
     store_norm(added.to(tl.float32), scale, out + row * WIDTH + cols, mask, eps, WIDTH)
@@ -88,8 +88,7 @@ def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: t
 
 @triton.jit
 def rotated_halves(x, y, c, s, weight, pair, pairs, eps, HALF: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Heads, given by the halves of their coordinates [heads, HALF], normed and turned by one position's angles."""
-    x, y = x.to(tl.float32), y.to(tl.float32)
+    """Heads, normed and turned by one position's angles; the halves of their coordinates are float32 [heads, HALF]."""
     if HAS_NORM:
         rstd = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / (2 * HALF) + eps)[:, None]
         x = x * rstd * tl.load(weight + pair, pairs, other=0.0).to(tl.float32)[None, :]
@@ -99,7 +98,7 @@ def rotated_halves(x, y, c, s, weight, pair, pairs, eps, HALF: tl.constexpr, HAS
 
 @triton.jit(do_not_specialize_on_alignment=["start"])
 def rotate_store_kernel(
-    qkv,  # [rows, (NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF]
+    qkv,  # [SPLITS, rows, (NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF]: partial sums; rotated queries go to the first
     start,  # int64 [1]: the first row's position
     keys,  # [NUM_KEYS, positions, 2 * HALF]
     values,
@@ -109,6 +108,7 @@ def rotate_store_kernel(
     key_norm,
     head_stride,  # of keys and values
     eps,
+    SPLITS: tl.constexpr,
     NUM_QUERIES: tl.constexpr,
     NUM_KEYS: tl.constexpr,
     HALF: tl.constexpr,
@@ -127,10 +127,15 @@ def rotate_store_kernel(
     c = tl.load(cos + position * HALF + pair, pairs, other=0.0)[None, :]
     s = tl.load(sin + position * HALF + pair, pairs, other=0.0)[None, :]
     wait_for_inputs(PDL)
-    source = qkv + row.to(tl.int64) * ((NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF)
+    WIDTH: tl.constexpr = (NUM_QUERIES + 2 * NUM_KEYS) * 2 * HALF
+    source = qkv + row.to(tl.int64) * WIDTH
     at = (first_head + heads)[:, None] * (2 * HALF) + pair[None, :]
-    first = tl.load(source + at, mask, other=0.0)
-    second = tl.load(source + at + HALF, mask, other=0.0)
+    first = tl.load(source + at, mask, other=0.0).to(tl.float32)
+    second = tl.load(source + at + HALF, mask, other=0.0).to(tl.float32)
+    for split in tl.static_range(1, SPLITS):
+        partial = source + split * tl.num_programs(0).to(tl.int64) * WIDTH + at
+        first += tl.load(partial, mask, other=0.0).to(tl.float32)
+        second += tl.load(partial + HALF, mask, other=0.0).to(tl.float32)
     slot = position * 2 * HALF + pair[None, :]
     if first_head < NUM_QUERIES:
         x, y = rotated_halves(first, second, c, s, query_norm, pair, pairs, eps, HALF, HAS_NORM)
@@ -139,7 +144,7 @@ def rotate_store_kernel(
         x, y = rotated_halves(first, second, c, s, key_norm, pair, pairs, eps, HALF, HAS_NORM)
         target = keys + (first_head - NUM_QUERIES + heads)[:, None] * head_stride + slot
     else:
-        x, y = first.to(tl.float32), second.to(tl.float32)
+        x, y = first, second
         target = values + (first_head - NUM_QUERIES - NUM_KEYS + heads)[:, None] * head_stride + slot
     tl.store(target, x.to(qkv.dtype.element_ty), mask)
     tl.store(target + HALF, y.to(qkv.dtype.element_ty), mask)

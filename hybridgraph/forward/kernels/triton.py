@@ -43,7 +43,7 @@ class TritonKernels:
         has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
         self._overlap = has_overlap if overlap is None else overlap
 
-    def prepare(self, lengths: Sequence[int], gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         """Its kernels serve every length."""
 
     def embed_norm(
@@ -75,9 +75,6 @@ class TritonKernels:
         )
         return out
 
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(rows, weight, bias)
-
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         return self.swiglu(F.linear(rows, gate_up))
 
@@ -86,7 +83,7 @@ class TritonKernels:
         return self.norm(hidden, norm, eps)
 
     def add_norm(self, hidden: Tensor, partial: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """``hidden`` [n, h] += the sum of ``partial`` float32 [splits, n, h]; returns its RMSNorm."""
+        """``hidden`` [n, h] += the sum of ``partial`` [splits, n, h]; returns its RMSNorm."""
         out = torch.empty_like(hidden)
         splits, rows, width = partial.shape
         self._launch(
@@ -101,16 +98,29 @@ class TritonKernels:
         )
         return out
 
-    def rotate_store(
-        self, qkv: Tensor, num_queries: int, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots
-    ) -> None:
+    def project_store(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: Tensor,
+        heads: Heads,
+        norms: HeadNorms,
+        slots: Slots,
+    ) -> Tensor:
+        return self.rotate_store(F.linear(rows, weight, bias)[None], start, heads, norms, slots)
+
+    def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
+        """What ``project_store`` does behind its product, of which ``qkv`` [splits, n, m] has partial sums."""
+        splits, rows, width = qkv.shape
+        num_queries = width // heads.head_dim - 2 * heads.num_kv_heads
         most, warps = ROTATE_BLOCK
         together = math.gcd(math.gcd(num_queries, heads.num_kv_heads), most)
         half = heads.head_dim // 2
         query_norm, key_norm = _norms(norms, slots)
         self._launch(
             rotate_store_kernel,
-            (qkv.shape[0], (num_queries + 2 * heads.num_kv_heads) // together),
+            (rows, (num_queries + 2 * heads.num_kv_heads) // together),
             (
                 qkv,
                 start,
@@ -123,6 +133,7 @@ class TritonKernels:
                 slots.keys.stride(0),
                 heads.eps,
             ),
+            SPLITS=splits,
             NUM_QUERIES=num_queries,
             NUM_KEYS=heads.num_kv_heads,
             HALF=half,
@@ -131,6 +142,7 @@ class TritonKernels:
             HAS_NORM=norms.key is not None,
             num_warps=warps if together == most else 1,
         )
+        return qkv[0]
 
     def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
         length = queries.shape[0]
