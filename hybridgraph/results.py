@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from hybridgraph.records import (
     SourceInfo,
 )
 from hybridgraph.rows import Row, decode_row, known, p99_row, ttft_row
-from hybridgraph.run_record import ENVIRONMENT, read_environment
+from hybridgraph.run_record import ENVIRONMENT, read_environment, update_environment
 
 SUFFIXES = ("_ttft.csv", "_p99.csv", "_decode.csv", "_samples.jsonl")
 
@@ -93,7 +94,11 @@ class ResultFiles:
 
     def set_aside(self) -> Path | None:
         """Move what an earlier run left to ``previous/TIME/``; returns where, or None where there was nothing."""
-        return _move_to_previous(self.directory, [self.path(suffix) for suffix in SUFFIXES])
+        kept = _move_to_previous(self.directory, [self.path(suffix) for suffix in SUFFIXES])
+        record = read_environment(self.directory / ENVIRONMENT)["cases"].get(self.name)
+        if kept and record:
+            update_environment(kept, "cases", self.name, record)
+        return kept
 
     def read_samples(self) -> tuple[RunIdentity, list[Sample]] | None:
         """The interrupted run's identity and samples; a line cut short by a crash is dropped with its row."""
@@ -168,14 +173,11 @@ class ResultWriter:
 
 
 def _as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    class Lines(list[str]):
-        write = list.append
-
-    lines = Lines()
-    table = csv.DictWriter(lines, columns, lineterminator="\n")
+    text = StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows({column: _cell(row[column]) for column in columns} for row in rows)
-    return "".join(lines)
+    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:

@@ -86,8 +86,7 @@ def measure_missing(loop: MeasuringLoop, source: TokenSource, config: Config, ca
     update_environment(directory, "cases", name, environment)
     with _collector_frozen(), progress_bars() as advance, _meter(source.info) as meter:
         loop.warm_up(sorted(set(config.prompt_lengths)), config.warmup)
-        # A run that goes on must not find its warm requests cold.
-        loop.warm_up(sorted({sample.prompt_length for sample in writer.samples}), 1)
+        loop.warm_up_again(writer.samples)
         for phase, count in phases(config):
             lengths = missing_lengths(writer, phase, count, config)
             for number, length in enumerate(lengths):
@@ -144,6 +143,11 @@ class MeasuringLoop:
             for index in range(count):
                 self._sample("ttft", length, self._first_prompt["warm-up"] + index, self._config.new_tokens)
 
+    def warm_up_again(self, samples: Sequence[Sample]) -> None:
+        """What ``samples`` of the same run found warm must be so again; what they had not seen, stays to be seen."""
+        for length, new_tokens in sorted({(sample.prompt_length, 1 + len(sample.itl_ms)) for sample in samples}):
+            self._sample("ttft", length, self._first_prompt["warm-up"], new_tokens)
+
     def row(self, phase: Phase, length: int, count: int) -> list[Sample]:
         """``count`` samples of ``phase`` at one length."""
         new_tokens, first = self._config.new_tokens if phase == "decode" else 1, self._first_prompt[phase]
@@ -196,7 +200,11 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
     if config.resume and (found := files.read_samples()) is not None:
         old, samples = found
         known = known_of_run(files.directory, files.name, old.run_id)
-        for before, now in ((asdict(old), asdict(identity)), (known.get("configuration", {}), config.as_json())):
+        for before, now in (
+            (asdict(old), asdict(identity)),
+            (known.get("configuration", {}), config.as_json()),
+            (_machine(known.get("source", {}).get("environment", {})), _machine(info.environment)),
+        ):
             for name, value in now.items():
                 if name not in RESUMABLE and before.get(name, value) != value:
                     had = f"the run in {config.output_dir} had {name} {before[name]}"
@@ -207,6 +215,19 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
     if kept is not None:
         say(f"earlier results of {files.name} are kept in {kept}")
     return ResultWriter(files, identity, info, ())
+
+
+def _machine(environment: dict[str, Any]) -> dict[str, Any]:
+    """Hardware and versions, with names such as ``gpu.driver`` for what is nested."""
+    flat: dict[str, Any] = {}
+    for name, value in environment.items():
+        if name == "resolved_configuration":
+            continue  # compared as this run's own configuration
+        if isinstance(value, dict):
+            flat |= {f"{name}.{part}": each for part, each in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _recorded_rates(known: dict[str, Any]) -> Rates | None:

@@ -46,6 +46,7 @@ from hybridgraph.waiting import Job, Line
 
 FINISH_S = 2.0  # what an answer in flight is given when the generator is told to stop
 MAX_WAITING_PER_CLIENT = 64
+REMIND_S = 60.0  # much less than a client bears silence
 
 
 def log_to_stderr(text: str) -> None:
@@ -60,14 +61,15 @@ def serve(
     log: Callable[[str], None] = log_to_stderr,
     hello_timeout_s: float = HELLO_TIMEOUT_S,
     finish_s: float = FINISH_S,
+    remind_s: float = REMIND_S,
 ) -> int:
-    """Open an engine and serve it until SIGTERM or SIGINT; returns the process's exit code (0 or 130).
+    """Open an engine and serve it until SIGTERM, SIGINT or SIGHUP; returns the process's exit code (0, 130 or 129).
 
     ``open_engine`` is given a callback for its progress; clients may connect, and see it, from the
     first call on. What it raises reaches them as Failed and is raised again here. Must be called
     from the main thread, which receives signals. The listener stays the caller's.
     """
-    with StopSignals() as stop, closing(Server(listener, stop, log, hello_timeout_s, finish_s)) as server:
+    with StopSignals() as stop, closing(Server(listener, stop, log, hello_timeout_s, finish_s, remind_s)) as server:
         try:
             with stop.at_once():
                 engine = open_engine(server.show_progress)
@@ -94,11 +96,18 @@ class Server:
     """Who holds the engine, who waits for it, and what every message does."""
 
     def __init__(
-        self, listener: Listener, stop: StopSignals, log: Callable[[str], None], hello_timeout_s: float, finish_s: float
+        self,
+        listener: Listener,
+        stop: StopSignals,
+        log: Callable[[str], None],
+        hello_timeout_s: float,
+        finish_s: float,
+        remind_s: float,
     ) -> None:
         self._stop = stop
         self._log = log
         self._finish_s = finish_s
+        self._remind_s = remind_s
         self._started_s = time.perf_counter()
         self._hub = Hub(
             listener,
@@ -113,6 +122,7 @@ class Server:
         self._line = Line(lambda job, ahead: self._hub.send(job.connection, job.queued(ahead)))
         self._lease: Lease | None = None
         self._answered_s = -math.inf  # when a client was last given what it asked for
+        self._reminded_s = self._started_s
         self._state: Progress | Ready | Failed = Progress(stage="starting", done=0, total=0)
         self._counts = Counter(clients=0, done=0, failed=0, cancelled=0)
 
@@ -154,9 +164,19 @@ class Server:
         self._hub.close()
 
     def _wait(self, engine: Engine) -> None:
-        """For something to happen: at first without sleeping, unless that kept a capture from the interpreter."""
+        """For something to happen: at first without sleeping, but not for long while a capture needs the GIL."""
         spin_s = SPIN_S if engine.is_capturing else IDLE_SPIN_S
-        self._hub.poll(0.0 if time.perf_counter() < self._answered_s + spin_s else None)
+        self._poll(0.0 if time.perf_counter() < self._answered_s + spin_s else None)
+
+    def _poll(self, timeout_s: float | None) -> None:
+        """See to the sockets. Who waits in line hears of it from time to time: silence would mean that we are gone."""
+        if not len(self._line):
+            self._hub.poll(timeout_s)
+            return
+        self._hub.poll(self._remind_s if timeout_s is None else timeout_s)
+        if time.perf_counter() > self._reminded_s + self._remind_s:
+            self._reminded_s = time.perf_counter()
+            self._line.remind()
 
     def _serve(self, engine: Engine, job: Job) -> None:
         try:
@@ -208,7 +228,7 @@ class Server:
 
     def _look_around(self, job: Job) -> None:
         """See to the sockets without waiting; raises _Interrupted where the answer must not go on."""
-        self._hub.poll(0.0)
+        self._poll(0.0)
         if job.cancelled or not job.connection.open:
             raise _Interrupted("cancelled", "the request was cancelled")
         if self._stop.received is not None and time.monotonic() > self._stop.received_s + self._finish_s:
@@ -218,12 +238,15 @@ class Server:
         """Export the static buffers to one client, and replay for it until it gives the engine back."""
         if not isinstance(engine, SharingEngine):
             raise UserError("this generator's engine has no buffers to share")
-        with Lease(engine) as self._lease:
-            reply = Shared(request=job.number, buffers=self._lease.handles)
-            self._hub.send_with_descriptors(job.connection, reply, self._lease.descriptors)
-            while job.connection.open and not job.cancelled and self._stop.received is None:
-                self._wait(engine)
-        self._lease = None
+        with Lease(engine) as lease:
+            reply = Shared(request=job.number, buffers=lease.handles)
+            self._hub.send_with_descriptors(job.connection, reply, lease.descriptors)
+            self._lease = lease
+            try:
+                while job.connection.open and not job.cancelled and self._stop.received is None:
+                    self._wait(engine)
+            finally:
+                self._lease = None
 
     def _greet(self, connection: Connection) -> None:
         self._counts["clients"] += 1

@@ -8,11 +8,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 AGAIN_S = 0.01
+
+_Handler = Callable[[int, "FrameType | None"], None]
 
 
 class Stopped(BaseException):
@@ -31,7 +34,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         for end in (self.wake, self._waker):
             end.setblocking(False)
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = _handle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._on_signal)
         self._fd_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         return self
 
@@ -59,8 +62,8 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """By convention: asked to end, a service has succeeded; interrupted from a keyboard, 128 + SIGINT."""
-        return 130 if self.received == signal.SIGINT else 0
+        """By convention: asked to end, a service has succeeded; otherwise 128 + the signal."""
+        return 0 if self.received in (None, signal.SIGTERM) else 128 + self.received
 
 
 @contextmanager
@@ -71,12 +74,18 @@ def stop_signals_raise() -> Iterator[None]:
         if not _put_off(number, frame):
             raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = _handle((signal.SIGTERM, signal.SIGHUP), leave)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _handle(numbers: Sequence[int], handler: _Handler) -> dict[int, Any]:
+    """Install ``handler``; returns the handlers before it. Under nohup, SIGHUP stays ignored."""
+    wanted = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
 
 
 def _put_off(number: int, frame: FrameType | None) -> bool:

@@ -79,6 +79,12 @@ class Line:
         self._waiting.clear()
         return left
 
+    def remind(self) -> None:
+        """Tell everyone who waits of their position again."""
+        for job in self._waiting:
+            job.told_ahead = 0
+        self._tell_positions()
+
     def _tell_positions(self) -> None:
         waiting = self._waiting
         for ahead, job in enumerate(waiting, 1 if self.holder else 0):

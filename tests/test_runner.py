@@ -21,7 +21,7 @@ from hybridgraph.prompts import RandomPrompts, TextPrompts
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
 from hybridgraph.results import ResultFiles
 from hybridgraph.roofline import ModelShape, Rates
-from hybridgraph.run_record import record_not_run
+from hybridgraph.run_record import ENVIRONMENT, read_environment, record_not_run
 from hybridgraph.runner import measure, protocol_name
 from hybridgraph.shapes import builtin_config
 from hybridgraph.stats import percentile
@@ -211,6 +211,39 @@ def test_resume_refuses_rows_of_another_commit(tmp_path: Path, monkeypatch: pyte
         measure(CountingSource(), config(tmp_path, resume=True), CASE1)
 
 
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"torch_threads": 2, "packages": {"torch": "1"}}, "had torch_threads 1, this one has 2"),
+        ({"torch_threads": 1, "packages": {"torch": "2"}}, r"had packages\.torch 1, this one has 2"),
+    ],
+    ids=["threads", "versions"],
+)
+def test_resume_refuses_rows_of_another_machine(tmp_path: Path, now: dict[str, Any], message: str) -> None:
+    def source(environment: dict[str, Any]) -> CountingSource:
+        source = CountingSource()
+        source.info = replace(source.info, environment=environment)
+        return source
+
+    before = {"torch_threads": 1, "packages": {"torch": "1"}}
+    measure(source(before), config(tmp_path), CASE1)
+    with pytest.raises(UserError, match=message):
+        measure(source(now), config(tmp_path, resume=True), CASE1)
+    measure(source(before), config(tmp_path, resume=True), CASE1)
+
+
+def test_a_resumed_run_has_a_first_answer_of_several_tokens(tmp_path: Path) -> None:
+    """Its requests are as warm as without the interruption, which came in the P99 phase."""
+    with suppress(KeyboardInterrupt):
+        measure(CountingSource(2 * 2 + 4 + 1), config(tmp_path, decode_tokens=3), CASE1)
+    measure(CountingSource(), config(tmp_path, decode_tokens=3, resume=True), CASE1)
+    measure(CountingSource(), config(tmp_path / "whole", decode_tokens=3), CASE1)
+    resumed = rows(tmp_path / "case1_baseline_decode.csv")
+    whole = rows(tmp_path / "whole" / "case1_baseline_decode.csv")
+    assert [row["samples"] for row in resumed] == [row["samples"] for row in whole]
+    assert all(row["first_itl_ms"] for row in resumed)
+
+
 def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
     measure(CountingSource(), config(tmp_path), CASE1)
     measure(CountingSource(), config(tmp_path), CASE4)
@@ -278,6 +311,7 @@ def test_a_second_run_keeps_the_first_aside(tmp_path: Path) -> None:
     assert first.identity.run_id != second.identity.run_id
     (kept,) = (tmp_path / "previous").iterdir()
     assert (kept / "case1_baseline_ttft.csv").read_text() == old
+    assert read_environment(kept / ENVIRONMENT)["cases"][CASE1.name]["identity"]["run_id"] == first.identity.run_id
     assert {row["run_id"] for row in rows(tmp_path / "case1_baseline_ttft.csv")} == {second.identity.run_id}
 
 

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from toy_generator import BREAKS, BREAKS_FOR_GOOD, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, ToyEngine, toy_answer
 
@@ -302,6 +303,25 @@ def test_what_is_no_message_ends_its_own_connection_only(served: Path, sent: byt
         assert ask(bystander, [4]) == toy_answer([4], 1, 0)
 
 
+LONG = "x\n" * 500_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"type": LONG}, {"type": "hello", "protocol": LONG}, {"type": "cancel", "request": 1, LONG: 1}],
+    ids=["type", "value", "name"],
+)
+def test_what_is_no_message_is_not_quoted_at_length(served: Path, fields: dict[str, object]) -> None:
+    body = msgspec.msgpack.encode(fields)
+    assert len(body) <= MAX_FRAME_BYTES
+    with client_of(served) as bystander, channel_to(served) as channel:
+        channel.send_frame(LENGTH_PREFIX.pack(len(body)) + body)
+        failed = receive_until(channel, Failed)[-1]
+        assert isinstance(failed, Failed)
+        assert len(failed.error) < 1000 and failed.error.isprintable()
+        assert ask(bystander, [4]) == toy_answer([4], 1, 0)
+
+
 def test_a_message_may_come_byte_by_byte(served: Path) -> None:
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(str(served))
@@ -449,6 +469,15 @@ def test_every_client_says_within_a_second_that_a_killed_generator_is_gone() -> 
             GeneratorClient.connect(generator.path, script=SCRIPT)
 
 
+def test_who_waits_in_line_hears_of_it_again() -> None:
+    with toy("--remind", "0.1") as generator, channel_to(generator.path) as busy, channel_to(generator.path) as waiting:
+        busy.send(generate(1, [SLOW], 10))
+        assert isinstance(busy.receive(), Token)
+        waiting.send(generate(1, [2]))
+        replies = receive_until(waiting, Done)
+        assert replies[:3] == [Queued(request=1, position=1)] * 3
+
+
 def test_sigterm_finishes_a_short_answer() -> None:
     with toy() as generator, client_of(generator.path) as client:
         ids: list[int] = []
@@ -491,7 +520,7 @@ def test_sigint_fails_a_long_answer_and_those_that_wait() -> None:
         assert list(generator.path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_an_idle_generator(number: int, code: int) -> None:
     with toy() as generator:
         assert generator.end(number) == (code, "engine closed\n", "")
@@ -555,7 +584,7 @@ def test_a_generator_polls_while_another_message_may_be_expected(
     engine = ToyEngine()
     waits: list[float | None] = []
     with listen(tmp_path / "socket") as listener, StopSignals() as stop:
-        server = Server(listener, stop, print, 1.0, 1.0)
+        server = Server(listener, stop, print, 1.0, 1.0, 60.0)
         monkeypatch.setattr(server._hub, "poll", waits.append)
         for answered_s_ago, capturing in ((math.inf, False), (10.0, False), (10.0, True), (0.1, True), (200.0, False)):
             server._answered_s = time.perf_counter() - answered_s_ago

@@ -1,6 +1,6 @@
 """A generator whose engine is arithmetic: the protocol and its faults are tested without a model.
 
-    python tests/toy_generator.py SOCKET [--start-s S] [--fail-start TEXT] [--hello-timeout S] [--finish S]
+    python tests/toy_generator.py SOCKET [--start-s S] [--fail-start TEXT] [--hello-timeout S] [--finish S] [--remind S]
 
 Every id but 7 and 8 is harmless: 7 makes the engine raise, 8 makes each of its tokens take 50 ms.
 """
@@ -90,6 +90,7 @@ def main() -> int:
     parser.add_argument("--fail-start")
     parser.add_argument("--hello-timeout", type=float, default=5.0)
     parser.add_argument("--finish", type=float, default=2.0)
+    parser.add_argument("--remind", type=float, default=60.0)
     options = parser.parse_args()
 
     def open_engine(progress: OnProgress) -> ToyEngine:
@@ -110,6 +111,7 @@ def main() -> int:
                 on_ready=lambda: print("ready", flush=True),
                 hello_timeout_s=options.hello_timeout,
                 finish_s=options.finish,
+                remind_s=options.remind,
             )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ import stat
 import struct
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,8 @@ def listen(path: Path | None = None) -> Iterator[Listener]:
             yield Listener(listening, path)
     finally:
         if owned is not None:
-            owned.parent.rmdir()
+            with suppress(FileNotFoundError):  # whoever cleans temporary directories may have been quicker
+                owned.parent.rmdir()
 
 
 def _require_private(directory: Path) -> None:
