@@ -16,11 +16,11 @@ LARGEST_UNIFORM = np.float32(1 - 2**-24)  # rounding to float32 can reach 1, whi
 class StaticBuffers:
     """What a request passes through on its way in and out.
 
-    A request reaches the device in one copy from pinned memory: packed as the prefill reads it (``pack``), which then
-    begins with that copy (``fetch``), or packed behind its draws, for a device to preprocess (``stage``). What both
-    write is free for the next request once an id of this one has been read.
+    A request reaches the device in one copy from pinned memory. Either it is laid out as the prefill reads it
+    (``pack``), and every prefill begins with that copy (``fetch``); or it is staged together with its draws, for
+    kernels to preprocess on the device (``stage``). The pinned memory is free again once an id of the answer was read.
 
-    A client may be lent buffers to fill on the device itself (``adopt``): what ``fetch`` writes is none of them.
+    A client may be lent buffers to fill on the device itself (``adopt``); ``fetch`` never writes to those.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class StaticBuffers:
         vocab_size: int,
         dtype: torch.dtype,
         device: torch.device,
-        fetched_by_prefill: bool = False,
+        prefill_fetches_input: bool = False,
     ) -> None:
         pinned = device.type == "cuda"
         self.positions = positions
-        self.fetched_by_prefill = fetched_by_prefill  # whether every prefill begins with ``fetch``
+        self.prefill_fetches_input = prefill_fetches_input  # whether it begins with ``fetch``
         self._input = torch.zeros(positions + 2, dtype=torch.int64, device=device)
         self.ids = self._input[:positions]  # a prefill graph's input
         self.last = self._input[positions : positions + 1]  # index of the last real id
@@ -42,17 +42,17 @@ class StaticBuffers:
         self.token = torch.zeros(1, dtype=torch.int64, device=device)  # a decode graph's input
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # where that token goes
         self.logits = torch.zeros(vocab_size, dtype=dtype, device=device)
-        self._lent = torch.zeros_like(self._input) if fetched_by_prefill else self._input
+        self._lent = torch.zeros_like(self._input) if prefill_fetches_input else self._input
         self.lent_ids, self.lent_last = self._lent[:positions], self._lent[positions : positions + 1]
-        self._packed = torch.zeros(2 * positions, dtype=torch.int64, device=device)
-        self.draws = _as_draws(self._packed)  # as they were staged
+        self._staging = torch.zeros(2 * positions, dtype=torch.int64, device=device)
+        self.draws = _as_draws(self._staging)  # as they were staged
         self._input_host = torch.zeros(positions + 2, dtype=torch.int64, pin_memory=pinned)
-        self._packed_host = torch.zeros(2 * positions, dtype=torch.int64, pin_memory=pinned)
-        self.draws_host = _as_draws(self._packed_host)
+        self._staging_host = torch.zeros(2 * positions, dtype=torch.int64, pin_memory=pinned)
+        self.draws_host = _as_draws(self._staging_host)
         self.tokens_host = torch.zeros(positions, dtype=torch.int64, pin_memory=pinned)
         # NumPy's views of the same memory: writing a word through torch costs the host ten times as much.
         self._input_words = self._input_host.numpy()
-        self._packed_words = self._packed_host.numpy()
+        self._staging_words = self._staging_host.numpy()
         self._draws_words = self.draws_host.numpy()
         self._tokens_words = self.tokens_host.numpy()
 
@@ -73,7 +73,7 @@ class StaticBuffers:
 
     def point_at(self, start: int, last: int) -> None:
         """What runs next reads ids from ``start`` on, the last real one of which is ``last``."""
-        if self.fetched_by_prefill:
+        if self.prefill_fetches_input:
             if self._input.is_cuda:
                 torch.cuda.current_stream(self._input.device).synchronize()  # what was launched has fetched its own
             self._input_words[self.positions :] = last, start
@@ -83,7 +83,7 @@ class StaticBuffers:
 
     def adopt(self, length: int) -> None:
         """Make the first ``length`` of ``lent_ids`` what runs next, and ``lent_last`` the index of the last of them."""
-        if self.fetched_by_prefill:
+        if self.prefill_fetches_input:
             self._input_host.copy_(self._lent, non_blocking=True)
             self.lent_last.fill_(length - 1)
         self.point_at(0, length - 1)
@@ -92,9 +92,9 @@ class StaticBuffers:
         """Send the request's draws and ids to the device; returns the ids there, int64 [num_ids]."""
         num_draws = self.draw(request)
         end = num_draws + len(request.prompt_ids)
-        self._packed_words[num_draws:end] = request.prompt_ids
-        self._packed[:end].copy_(self._packed_host[:end], non_blocking=True)
-        return self._packed[num_draws:end]
+        self._staging_words[num_draws:end] = request.prompt_ids
+        self._staging[:end].copy_(self._staging_host[:end], non_blocking=True)
+        return self._staging[num_draws:end]
 
     def draw(self, request: Request) -> int:
         """Draw for every token of the answer, into ``draws_host``; returns for how many: a greedy one needs none."""
@@ -117,6 +117,6 @@ class StaticBuffers:
         return int(self._tokens_words[step])
 
 
-def _as_draws(packed: Tensor) -> Tensor:
+def _as_draws(staging: Tensor) -> Tensor:
     """The same memory as float32 [token, (temperature, uniform number)]."""
-    return packed.view(torch.float32).view(-1, 2)
+    return staging.view(torch.float32).view(-1, 2)

@@ -89,7 +89,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
                 vocab_size=loaded.vocab_size,
                 dtype=loaded.dtype,
                 device=device,
-                fetched_by_prefill=self._ops.packs_on_host,
+                prefill_fetches_input=self._ops.prefill_fetches_input,
             )
             self._device = self._buffers.logits.device  # which has a number
             self._turn = Turn(self._device)

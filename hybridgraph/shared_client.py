@@ -22,7 +22,7 @@ from hybridgraph.errors import UserError
 from hybridgraph.hub import first_line
 from hybridgraph.ipc.buffers import SHARED_NAMES, ImportedBuffer
 from hybridgraph.ipc.messages import DecodeStep, Finished, GetStats, Prefill, Ready, Replayed, Share, Shared, Stats
-from hybridgraph.ops import DynamicOps, dynamic_ops
+from hybridgraph.ops import dynamic_ops
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceTimer
@@ -36,7 +36,8 @@ class SharedBufferClient:
         self._ready = ready
         self._imported = imported
         self._shared = shared
-        self._ops: DynamicOps = dynamic_ops(ready.info.ops)
+        # Fused operations write only to the engine's own buffers; native's sample the same ids.
+        self._ops = dynamic_ops("native" if ready.info.ops == "fused" else ready.info.ops)
         self._request = 1  # the first is Share
         logits = shared["logits"]
         self._own = StaticBuffers(
@@ -44,12 +45,7 @@ class SharedBufferClient:
         )
         self._before, self._after = DeviceTimer(logits.device), DeviceTimer(logits.device)
         self._stream = torch.cuda.current_stream(logits.device) if logits.is_cuda else None
-        for num_ids in (1, 2, 3, 8):  # what is called below, at each kind of length that compilers specialize for
-            self._ops.preprocess(self._own.ids[-num_ids:].clone(), self._own.ids, self._own.last)
-        self._own.draws[0].fill_(0.5)
-        for _ in range(3):  # TorchScript optimizes after it has seen two runs
-            self._ops.sample(self._own.logits, self._own.draws[0])
-            self._ops.greedy(self._own.logits)
+        self._ops.compile(self._own)
         self._synchronize()
 
     @classmethod

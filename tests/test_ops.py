@@ -50,9 +50,9 @@ def test_the_fused_way_through_the_buffers_ends_where_the_native_one_does(temper
     ]
     logits = torch.randn(8, 997) * 4
     for ops in (dynamic_ops("native"), dynamic_ops("fused")):
-        device, fetched = torch.device("cpu"), ops.packs_on_host
+        device, fetched = torch.device("cpu"), ops.prefill_fetches_input
         buffers = StaticBuffers(
-            positions=64, vocab_size=997, dtype=torch.float32, device=device, fetched_by_prefill=fetched
+            positions=64, vocab_size=997, dtype=torch.float32, device=device, prefill_fetches_input=fetched
         )
         answers.append([])
         for request in requests:

@@ -52,7 +52,7 @@ class StaticOperations:
 
     def run_prefill(self, length: int) -> None:
         buffers = self._buffers
-        if buffers.fetched_by_prefill:
+        if buffers.prefill_fetches_input:
             buffers.fetch()
         self._forward.prefill(buffers.ids, length, buffers.start, buffers.last, self._cache, buffers.logits)
 
@@ -64,7 +64,7 @@ class StaticOperations:
         self._buffers.point_at(start, last)
 
     def point_back(self) -> None:
-        if not self._buffers.fetched_by_prefill:  # who packs the next prompt says so anyway
+        if not self._buffers.prefill_fetches_input:  # who packs the next prompt says so anyway
             self._buffers.start.zero_()
 
     def require_same_answer(self, plain: Forward, advice: str) -> None:

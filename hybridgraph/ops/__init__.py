@@ -41,7 +41,7 @@ class DynamicOps:
     sample: Callable[[Tensor, Tensor], Tensor]
     greedy: Callable[[Tensor], Tensor]
 
-    packs_on_host: ClassVar[bool] = False  # ``place`` leaves the prompt there, for the prefill to fetch
+    prefill_fetches_input: ClassVar[bool] = False  # ``place`` leaves the prompt on the host
 
     def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
         """Bring ``request`` to where the prefill of ``length`` ids reads it, or fetches it from."""

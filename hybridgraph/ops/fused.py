@@ -15,7 +15,7 @@ from hybridgraph.records import Request
 class FusedOps(DynamicOps):
     """The functions of tensors are native's: who runs them on other buffers has these copies to make anyway."""
 
-    packs_on_host = True
+    prefill_fetches_input = True
 
     def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
         buffers.pack(request, length)
