@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from hybridgraph.records import GraphPath
+from hybridgraph.records import GRAPH_PATHS, GraphPath
 
 Graph = TypeVar("Graph")
 
@@ -132,18 +132,8 @@ class PaddedRule:
 RULES: dict[str, Rule] = {rule.name: rule for rule in (ExactRule(), PaddedRule())}
 
 
-@dataclass
-class Counters:
-    """What happened to the requests, and to the graphs."""
-
-    exact: int = 0
-    padded: int = 0
-    captured: int = 0
-    eager: int = 0
-    chunked: int = 0
-    background: int = 0  # graphs captured behind the requests
-    evicted: int = 0
-    failed: int = 0  # captures that did not succeed
+# How requests were served; graphs captured in the background, taken out of the pool, and not captured for an error.
+COUNTED = (*GRAPH_PATHS, "background", "evicted", "failed")
 
 
 class GraphCache(Generic[Graph]):
@@ -157,7 +147,7 @@ class GraphCache(Generic[Graph]):
 
     def __init__(self, rule: Rule, *, max_graphs: int, max_length: int, max_bytes: int | None = None) -> None:
         self.rule = rule
-        self.counters = Counters()
+        self.counters = Counter(dict.fromkeys(COUNTED, 0))
         self._max_graphs = max_graphs
         self._max_length = max_length
         self._max_bytes = max_bytes
@@ -194,7 +184,7 @@ class GraphCache(Generic[Graph]):
 
     def served(self, length: int, key: int, path: GraphPath) -> None:
         """Count an answer, and remember what it makes worth capturing (the latest wish is granted first)."""
-        setattr(self.counters, path, getattr(self.counters, path) + 1)
+        self.counters[path] += 1
         self._served.add(key)
         for wish in reversed(self.rule.worth_capturing(length, key)):
             if wish <= self._max_length and wish not in self._graphs and wish not in self._given_up:
@@ -227,7 +217,7 @@ class GraphCache(Generic[Graph]):
         graph = self._graphs.pop(length)
         self._bytes.pop(length, None)
         self._served.discard(length)
-        self.counters.evicted += 1
+        self.counters["evicted"] += 1
         return graph
 
     @property
@@ -256,9 +246,6 @@ class GraphCache(Generic[Graph]):
         self._bytes.clear()
         self._wanted.clear()
         return graphs
-
-    def snapshot(self) -> dict[str, int]:
-        return asdict(self.counters)
 
     def _over_budget(self) -> bool:
         if len(self._graphs) > self._max_graphs:

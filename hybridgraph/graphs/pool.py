@@ -129,7 +129,7 @@ class GraphPool:
             if (recorded := self._finished.pop(length, None)) is None:
                 return  # a request has waited for it, and put it into the pool
             evicted = self._insert(length, recorded)
-            self.cache.counters.background += 1
+            self.cache.counters["background"] += 1
         for old in evicted:  # out of the pool, so that no request waits for their destruction
             old.free()
 
@@ -141,7 +141,7 @@ class GraphPool:
     def give_up(self, length: int) -> None:
         """Its capture in the background failed: a request may still try, but nothing is captured behind it again."""
         with self.turn.of_captures:
-            self.cache.counters.failed += 1
+            self.cache.counters["failed"] += 1
             self.cache.give_up(length)
 
     def stats(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class GraphPool:
         with self.turn:
             costs = sorted(dict(self.costs).items())  # a copy: a request of another thread may add to it
             return {
-                "counters": self.cache.snapshot(),
+                "counters": dict(self.cache.counters),
                 "graphs_held": len(self.cache),
                 "captures": self.num_captures,
                 "economics": _economics([cost for length, cost in costs if length != DECODE]),
@@ -180,12 +180,12 @@ class GraphPool:
                 self._add(length)
                 return True
             except torch.OutOfMemoryError:
-                self.cache.counters.failed += 1
+                self.cache.counters["failed"] += 1
                 for _ in range((len(self.cache) + 1) // 2 if attempt == 0 else 0):
                     if (graph := self.cache.evict()) is not None:
                         graph.free()
             except RuntimeError as error:
-                self.cache.counters.failed += 1
+                self.cache.counters["failed"] += 1
                 say(f"capture of length {length} failed: {error}")
                 break
         self._hopeless.add(length)
