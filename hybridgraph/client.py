@@ -151,7 +151,7 @@ class GeneratorClient:
         self._link = link
         self._ready = ready
         self._request = 0  # the last one sent
-        self._sending = threading.Lock()  # a cancel of another thread comes behind what it cancels
+        self._sending = threading.Lock()  # a cancel from another thread is sent after what it cancels
         self.last: Done | None = None  # of the last finished answer
 
     @classmethod

@@ -43,7 +43,7 @@ from hybridgraph.timing import DeviceMark, DeviceTimer, Stopwatch, on_device
 class EngineOptions:
     """What an engine is made of. ``graphs`` is a rule's name (``exact``, ``padded``) or ``none``."""
 
-    ops: str = "inductor"
+    ops: str = "fused"
     forward: str = "hf"
     graphs: str = "padded"
     precapture: tuple[int, ...] = field(default_factory=lambda: tuple(range(10, 501, 10)))
@@ -170,7 +170,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         plan = self._plan(len(request.prompt_ids))  # first: a capture runs on the buffers that the request fills
         self._launch_prefill(request, plan)
         launched = 1
-        awake = not self.is_capturing  # else the capture needs the interpreter
+        awake = not self.is_capturing  # else the capturing thread needs the GIL
         try:
             for step in range(request.max_new_tokens):
                 for ahead in range(launched, min(step + self._lookahead, request.max_new_tokens - 1) + 1):
@@ -218,7 +218,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
     def replay_prefill(self, length: int) -> Report:
         """Run a prompt of ``length`` that already lies in the shared ``ids``; logits are in place when this returns.
 
-        The captured length may be larger: what lies behind the prompt is padding, whatever it is. Raises UserError
+        The captured length may be larger: what follows the prompt is padding, whatever it is. Raises UserError
         for a length that the buffers cannot hold, or where the engine is closed.
         """
         if not 1 <= length <= self._buffers.positions:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def project_commit() -> str:
-    """The checkout's commit, ``-dirty`` behind it where tracked files had changes.
+    """The checkout's commit, with ``-dirty`` where tracked files had changes.
 
     Outside a checkout: what ``HYBRIDGRAPH_COMMIT`` says, which whoever exported the tree may set; otherwise empty.
     """

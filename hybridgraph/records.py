@@ -113,7 +113,7 @@ class TokenSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One request, as measured. Raw: every published figure is computed from these."""
+    """One request, as measured. Raw: every latency that is published is computed from these."""
 
     run_id: str
     phase: Phase
@@ -144,7 +144,7 @@ class RunIdentity:
     seed: int
     protocol: str  # "paper", or what was different
     started: str  # ISO 8601, UTC
-    commit: str  # of this project; "-dirty" behind it where the tree had changes; empty outside a checkout
+    commit: str  # of this project, with "-dirty" where the tree had changes; empty outside a checkout
 
     # Rows enter one table only when they agree on all of these.
     COMPARABLE: ClassVar[tuple[str, ...]] = ("device", "model", "dtype", "load_format", "sampling", "protocol")

@@ -165,7 +165,7 @@ class ResultWriter:
         ]
 
     def _by_length(self, phase: Phase) -> Iterator[list[Sample]]:
-        """For each length measured in ``phase``: its samples; for TTFT, those of the P99 phase behind them."""
+        """For each length measured in ``phase``: its samples; for TTFT, followed by those of the P99 phase."""
         phases = ("ttft", "p99") if phase == "ttft" else (phase,)
         for length in sorted({s.prompt_length for s in self.samples if s.phase == phase}):
             at_length = [s for s in self.samples if s.prompt_length == length and s.phase in phases]

@@ -86,7 +86,7 @@ def decode_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
 
 
 def known(values: Iterable[float | None]) -> list[float]:
-    """Those of ``values`` that were told."""
+    """The values that are not None."""
     return [value for value in values if value is not None]
 
 

@@ -209,7 +209,7 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
                 if name not in RESUMABLE and before.get(name, value) != value:
                     had = f"the run in {config.output_dir} had {name} {before[name]}"
                     raise UserError(f"--resume: {had}, this one has {value}")
-        info = replace(info, rates=_recorded_rates(known) or info.rates)  # a row's floor does not change behind it
+        info = replace(info, rates=_recorded_rates(known) or info.rates)  # so that every row of the run has one floor
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
     kept = files.set_aside()
     if kept is not None:
@@ -290,7 +290,7 @@ def _meter(info: SourceInfo) -> Iterator[Callable[[], dict[str, Any]]]:
 
 @contextmanager
 def _collector_frozen() -> Iterator[None]:
-    """What set-up left behind is never looked at again by the collector while samples are taken."""
+    """While samples are taken, the collector never looks at what set-up has left."""
     gc.collect()
     gc.freeze()
     try:

@@ -20,7 +20,7 @@ class Engine(Protocol):
 
     @property
     def is_capturing(self) -> bool:
-        """Whether a thread of its own wants the interpreter."""
+        """Whether a thread of its own needs the GIL."""
         ...
 
     @property
@@ -33,7 +33,7 @@ class Engine(Protocol):
         ...
 
     def answer(self, request: Request) -> Generator[int, None, None]:
-        """The ids of the answer, each when it exists; closing the generator cancels it."""
+        """The ids of the answer, each when it exists; closing the iterator cancels it."""
         ...
 
     def require_usable(self) -> None:

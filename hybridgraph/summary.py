@@ -11,7 +11,7 @@ from hybridgraph.records import DECODE_COLUMNS, GRAPH_PATHS, paths_taken
 from hybridgraph.results import ResultWriter
 from hybridgraph.rows import Row
 
-# What a terminal is wide enough for, and the graph paths behind it.
+# What a terminal is wide enough for, followed by the graph paths.
 SHOWN = {
     "_ttft.csv": ("prompt_length", "mean_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio"),
     "_p99.csv": ("prompt_length", "samples", "mean_ms", "p50_ms", "p99_ms", "max_ms"),

@@ -10,7 +10,7 @@ import torch
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Within it ``device`` is this thread's current one, which kernels are launched on whatever their tensors say."""
+    """Make ``device`` current in this thread: kernels launch on the current device, not on their tensors'."""
     return torch.cuda.device(device.index) if device.type == "cuda" and _num_gpus() > 1 else nullcontext()
 
 
@@ -56,7 +56,7 @@ class DeviceTimer:
 
 
 class DeviceMark:
-    """A mark behind what has been launched, and the wait for it; without a device, launched is done."""
+    """A mark after what has been launched, and the wait for it; without a device, launched is done."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

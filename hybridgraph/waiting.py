@@ -31,7 +31,7 @@ class Job:
 
 
 class Line:
-    """One holder and those behind it; ``tell(job, ahead)`` is called whenever a job's position has changed."""
+    """One holder and a queue; ``tell(job, ahead)`` is called whenever a job's position has changed."""
 
     def __init__(self, tell: Callable[[Job, int], None]) -> None:
         self.holder: Job | None = None

@@ -177,10 +177,18 @@ def test_complete_run_passes_flags_and_survives_a_failing_case(project: Path, tm
         f"-m hybridgraph.main pair case4 {flags}",
         f"-m hybridgraph.main pair case4 {flags} --forward fused",
         "-m hybridgraph.main not-run case5_tensorrt_llm not asked for: add --with-tensorrt-llm --output-dir o p",
-        "generate_final_tables.py --output-dir o p",
+        "generate_final_tables.py --output-dir=o p",
     ]
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == "failed: case2_async_cuda case3_jit_only"
+
+
+def test_an_output_directory_may_look_like_a_flag(project: Path, tmp_path: Path) -> None:
+    python = recording_python(tmp_path)
+    run = start(project, "run_complete_benchmark.sh", "--output-dir=-x", HYBRIDGRAPH_PYTHON=python)
+    assert run.returncode == 0, run.stderr
+    assert (project / "-x").is_dir()
+    assert (tmp_path / "calls").read_text().endswith("generate_final_tables.py --output-dir=-x\n")
 
 
 def test_two_complete_runs_do_not_share_a_directory(project: Path, tmp_path: Path) -> None:
@@ -216,7 +224,7 @@ def test_complete_run_with_tensorrt_llm_in_an_existing_interpreter(project: Path
     calls = (tmp_path / "calls").read_text().splitlines()
     assert run.returncode == 0, run.stderr
     assert f"{project}/case5_tensorrt_llm.py --json" in calls
-    assert calls[-1] == f"{project}/generate_final_tables.py --output-dir output --json"
+    assert calls[-1] == f"{project}/generate_final_tables.py --output-dir=output --json"
     assert not any("not-run" in call or "--with-tensorrt-llm" in call for call in calls)
 
 
@@ -230,7 +238,7 @@ def test_tensorrt_llm_that_cannot_be_set_up_is_a_failed_case_with_its_reason(pro
     assert run.stderr.splitlines()[-1] == "failed: case5_tensorrt_llm"
     reason = "TensorRT-LLM needs an NVIDIA GPU, and nvidia-smi finds none"
     assert f"-m hybridgraph.main not-run case5_tensorrt_llm {reason} --output-dir output" in calls
-    assert calls[-1].endswith("generate_final_tables.py --output-dir output")
+    assert calls[-1].endswith("generate_final_tables.py --output-dir=output")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

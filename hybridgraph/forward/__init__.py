@@ -35,7 +35,7 @@ class KVCache:
 
 
 class Forward(Protocol):
-    """The model's forward at batch 1. Neither method allocates what outlives it, synchronizes, or keeps state."""
+    """The model's forward at batch 1; ``prefill`` and ``decode`` neither synchronize nor keep state of their own."""
 
     @property
     def kernels(self) -> str:

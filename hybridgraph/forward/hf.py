@@ -97,7 +97,7 @@ class _PrefillSlots(Cache):  # type: ignore[misc]  # transformers is not typed
 
 
 class _DecodeSlots(Cache):  # type: ignore[misc]
-    """Stores one position, given by a tensor, and lets attention read the whole cache behind its mask."""
+    """Stores one position, given by a tensor, and lets attention read the whole cache, masked."""
 
     def __init__(self, cache: KVCache, position: Tensor) -> None:
         super().__init__(layers=[])

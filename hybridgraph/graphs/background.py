@@ -20,7 +20,7 @@ EXIT_S = 5.0  # what a capture is given to end by where the process does
 
 
 class QuickSwitching:
-    """While any thread is within ``entered``, the interpreter changes hands quickly: it is the process's setting."""
+    """While any thread is within ``entered``, the GIL is handed over quickly: the switch interval is process-wide."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ _RUNNING: WeakSet[BackgroundCapture] = WeakSet()
 
 @atexit.register
 def _stop_all() -> None:
-    """An interpreter that ends under a thread inside of torch would end the process by a signal."""
+    """A thread still inside torch when the interpreter shuts down would crash the process."""
     for running in list(_RUNNING):
         running.stop()
         running._thread.join(EXIT_S)
@@ -77,8 +77,8 @@ class BackgroundCapture:
         return self._working or self._work.is_set()
 
     def notify(self) -> None:
-        """A request was served. The thread wakes up only if the policy wants something: it takes the interpreter
-        from the thread that serves, and the next request may be there already.
+        """A request was served. The thread wakes up only if the policy wants something: waking takes the GIL from
+        the thread that serves, and the next request may be there already.
         """
         if self._pool.cache.has_wishes:
             self._work.set()
@@ -95,7 +95,7 @@ class BackgroundCapture:
         self._work.clear()
 
     def _run(self) -> None:
-        # A capture is a tenth of a second of Python: a request's thread must get the interpreter back at once.
+        # A capture is a tenth of a second of Python: a thread with a request must get the GIL back at once.
         with QUICK_SWITCHING.entered(), on_device(self._device):
             while not self._stopping:
                 self._work.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -188,11 +188,9 @@ class CudaGraphs:
 
 def _abandon(graph: torch.cuda.CUDAGraph) -> None:
     """End a capture whose body failed, so that the stream can be used again."""
-    try:
+    with suppress(RuntimeError):  # of an invalidated capture: the body's own error is the one to tell
         graph.capture_end()
         graph.reset()
-    except RuntimeError:
-        pass  # an invalidated capture reports itself once more; the body's own error is the one to tell
 
 
 @contextmanager

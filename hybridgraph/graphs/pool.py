@@ -1,4 +1,4 @@
-"""The rolling pool at work: look up, capture while the request waits, capture behind it, replay, evict."""
+"""The rolling pool at work: look up, capture while a request waits or in the background, replay, evict."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class GraphPool:
             return self.cache.next_wanted()
 
     def give_up(self, length: int) -> None:
-        """Its capture in the background failed: a request may still try, but nothing is captured behind it again."""
+        """Its capture in the background failed: a request may still capture it, the background thread will not."""
         with self.turn.of_captures:
             self.cache.counters["failed"] += 1
             self.cache.give_up(length)
@@ -258,18 +258,21 @@ class GraphPool:
 
 
 def _economics(costs: Sequence[CaptureCost]) -> dict[str, Any]:
-    """Medians over the prefill graphs captured so far; a graph pays back what it saves each request over eager.
+    """Medians over the prefill graphs captured before serving; a graph pays back what it saves a request over eager.
 
-    What it saves is known of graphs made before serving: behind a request nothing is run only to be timed.
+    Of others that is not known: behind a request nothing is run only to be timed.
     """
-    saved = [c.eager_ms - c.replay_ms for c in costs if c.eager_ms is not None and c.replay_ms is not None]
-    if not saved:
+    figures = [
+        (cost.warmup_ms + cost.capture_ms + cost.first_replay_ms, cost.driver_mib, cost.eager_ms - cost.replay_ms)
+        for cost in costs
+        if cost.eager_ms is not None and cost.first_replay_ms is not None and cost.replay_ms is not None
+    ]
+    if not figures:
         return {}
-    total_ms = median(cost.warmup_ms + cost.capture_ms + (cost.first_replay_ms or 0.0) for cost in costs)
-    saved_ms = median(saved)
+    total_ms, driver_mib, saved_ms = (median(figure) for figure in zip(*figures, strict=True))
     return {
         "seconds_a_graph": total_ms / 1e3,
-        "driver_mib_a_graph": sum(cost.driver_mib for cost in costs) / len(costs),
+        "driver_mib_a_graph": driver_mib,
         "saved_ms_a_request": saved_ms,
         "requests_to_pay_back": total_ms / saved_ms if saved_ms > 0 else None,
     }

@@ -1,4 +1,4 @@
-"""Dynamic operations with nothing in front of a request's replay, and one kernel behind it.
+"""Dynamic operations with nothing before a request's replay, and one kernel after it.
 
 Preprocessing is how the host packs the request: padded, in the order in which the graph fetches it. Draws are
 made while the replay runs and travel as the kernel's arguments; the kernel writes the id where the next

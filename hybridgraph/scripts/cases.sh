@@ -15,7 +15,7 @@ take_flag() {
 
 # No other complete run writes there until this one, and whatever it started, has ended: all of them have descriptor 9.
 hold_output_directory() {
-    { mkdir -p "$OUTPUT_DIR" && exec 9>>"$OUTPUT_DIR/.run.lock"; } 2>/dev/null || die "cannot write $OUTPUT_DIR"
+    { mkdir -p -- "$OUTPUT_DIR" && exec 9>>"$OUTPUT_DIR/.run.lock"; } 2>/dev/null || die "cannot write $OUTPUT_DIR"
     flock -n 9 || die "another complete run is writing to $OUTPUT_DIR"
 }
 
@@ -89,7 +89,7 @@ run_tensorrt_llm() {
 print_tables() {
     local json=() flag
     for flag in "$@"; do [ "$flag" != --json ] || json=(--json); done
-    run_step "$ROOT/generate_final_tables.py" --output-dir "$OUTPUT_DIR" "${json[@]}" || failed+=(generate_final_tables)
+    run_step "$ROOT/generate_final_tables.py" --output-dir="$OUTPUT_DIR" "${json[@]}" || failed+=(generate_final_tables)
 }
 
 finish() {

@@ -32,7 +32,7 @@ def attend_block(
     return new_max, total, mixed
 
 
-# One binary for every length and buffer: a compilation behind a request would keep the interpreter from it.
+# One binary for all lengths and buffers: a compilation in the background would hold the GIL while a request waits.
 @triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["start"])
 def attend_kernel(
     queries,  # [length, query_stride]: rotated
@@ -108,7 +108,7 @@ def store_slot(
     new_key, new_value, keys, values, at, weight, cos, sin, eps,
     DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """One head's key, rotated, and value to slot ``at``; the threads of this block may read them behind it."""
+    """One head's key, rotated, and value to slot ``at``; afterwards the threads of this block may read them."""
     dims = tl.arange(0, BLOCK_DIM)
     inside = dims < DIM
     rotated = rotated_rows(new_key, weight, cos, sin, tl.arange(0, 1), 1, eps, DIM, BLOCK_DIM, HAS_NORM)

@@ -21,11 +21,9 @@ struct alignas(64) TensorMap {
     u64 opaque[16];
 };
 
-constexpr int BLOCK_K = 64;  // columns of a stage: 128 bytes, the row of a swizzled tile
-constexpr int UNIT_BYTES = 64 * 128;
-constexpr int BOX_TOKENS = (TOKENS / 8 + CLUSTER - 1) / CLUSTER * 8;  // one block's part
-constexpr int BOX_BYTES = BOX_TOKENS * 128;
-constexpr int STAGE_BYTES = WARPGROUPS * UNIT_BYTES + CLUSTER * BOX_BYTES;
+constexpr int ROW_BYTES = 2 * BLOCK_K;  // of a stage: 128, the row of a swizzled tile
+constexpr int UNIT_BYTES = 64 * ROW_BYTES;
+constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;  // one block's part of the tokens
 // Where an even share of the multiprocessor's registers cannot hold a thread's sums, and 28 more, the feeder gives some.
 constexpr int EVEN_SHARE = 512 / (WARPGROUPS + 1) / 8 * 8;  // registers of a thread, given out in eights
 constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > EVEN_SHARE;

@@ -42,6 +42,7 @@ class Tile:
 
     @property
     def box_tokens(self) -> int:
+        """Tokens that one block of a cluster loads for all of its blocks."""
         return math.ceil(self.tokens / 8 / self.cluster) * 8
 
     @property
@@ -142,6 +143,9 @@ def _prelude(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> str:
 #define WARPGROUPS {tile.warpgroups}
 #define STAGES {tile.stages}
 #define CLUSTER {tile.cluster}
+#define BLOCK_K {BLOCK_K}
+#define BOX_TOKENS {tile.box_tokens}
+#define STAGE_BYTES {tile.stage_bytes}
 __device__ __forceinline__ unsigned pack(float low, float high) {{
     unsigned packed;
     asm("cvt.rn.{element}x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));

@@ -111,7 +111,7 @@ class TritonKernels:
         return self.rotate_store(F.linear(rows, weight, bias)[None], start, heads, norms, slots)
 
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
-        """What ``project_store`` does behind its product, of which ``qkv`` [splits, n, m] has partial sums."""
+        """What ``project_store`` does after its GEMM, whose partial sums are ``qkv`` [splits, n, m]."""
         splits, rows, width = qkv.shape
         num_queries = width // heads.head_dim - 2 * heads.num_kv_heads
         most, warps = ROTATE_BLOCK
