@@ -27,7 +27,6 @@ def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[Loa
     resolved = replace(resolved.fitted(loaded.max_positions, loaded.name), ops=case.ops and (config.ops or case.ops))
     progress("measuring the device", 0, 1)
     info = loaded.info(
-        device=environment.device_name(device),
         rates=environment.measure_rates(device, loaded.dtype),
         environment=environment.describe(device) | {"case": case.key, "resolved_configuration": resolved.as_json()},
     )

@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hybridgraph.progress import say
 from hybridgraph.provenance import versions
 from hybridgraph.roofline import Rates
 from hybridgraph.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
+from hybridgraph.timing import DeviceTimer
 
 SETTLE_S, SUSTAIN_S = 0.2, 0.3  # of products in a row: until clock and power have settled, then measured
 
@@ -57,10 +59,10 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a kernel file, not a path of ours)
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        names = []
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"CPU, {names[0] if names else platform.machine()}"
 
 
@@ -111,7 +113,7 @@ def _copy_bytes_per_s(device: torch.device) -> float:
     num_bytes = min(4 << 30, free_bytes // 4)  # the model is there already
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * num_bytes / _best_seconds(lambda: target.copy_(source), repeats=6)
+    return 2 * num_bytes / _best_seconds(device, lambda: target.copy_(source), repeats=6)
 
 
 def _matrix_flops_per_s(device: torch.device, dtype: torch.dtype, size: int = 8192) -> tuple[float, float]:
@@ -122,23 +124,24 @@ def _matrix_flops_per_s(device: torch.device, dtype: torch.dtype, size: int = 81
     def multiply() -> None:
         torch.mm(a, b, out=out)
 
-    best = _best_seconds(multiply, repeats=10)
-    _seconds(multiply, repeats=math.ceil(SETTLE_S / best))
-    sustained = _seconds(multiply, repeats=math.ceil(SUSTAIN_S / best))
+    best = _best_seconds(device, multiply, repeats=10)
+    _seconds(device, multiply, repeats=math.ceil(SETTLE_S / best))
+    sustained = _seconds(device, multiply, repeats=math.ceil(SUSTAIN_S / best))
     return 2 * size**3 / best, 2 * size**3 / sustained
 
 
-def _best_seconds(run: Callable[[], object], *, repeats: int) -> float:
+def _best_seconds(device: torch.device, run: Callable[[], object], *, repeats: int) -> float:
     run()
-    return min(_seconds(run) for _ in range(repeats))
+    return min(_seconds(device, run) for _ in range(repeats))
 
 
-def _seconds(run: Callable[[], object], repeats: int = 1) -> float:
-    """Mean device time of one of ``repeats`` runs in a row."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
+def _seconds(device: torch.device, run: Callable[[], object], repeats: int = 1) -> float:
+    """Mean device time of one of ``repeats`` runs in a row on a GPU."""
+    timer = DeviceTimer(device)
+    timer.start()
     for _ in range(repeats):
         run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3 / repeats
+    timer.stop()
+    elapsed_ms = timer.elapsed_ms()
+    assert elapsed_ms is not None
+    return elapsed_ms / 1e3 / repeats

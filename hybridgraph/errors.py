@@ -1,4 +1,4 @@
-"""The one exception a user may see: its text is the whole message, on one line. And the exit code that it ends in."""
+"""The one exception a user may see: its text is the whole message. Its exit code, and any exception on one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 
 from hybridgraph.progress import say
+
+MAX_CHARACTERS = 500  # of what is told of an error
 
 
 class UserError(Exception):
@@ -16,6 +18,25 @@ class AlreadyTold(UserError):
     """One that a process which this one started has told the user itself."""
 
 
+# What other errors say, a KeyError for instance, needs their type beside it.
+SELF_EXPLANATORY = (UserError, OSError, ValueError, ImportError)
+
+
+def one_line(error: BaseException) -> str:
+    """What a user, a client and a log are told of ``error``."""
+    text = shortened(str(error)) or type(error).__name__
+    if isinstance(error, SELF_EXPLANATORY) or type(error) is Exception or text == type(error).__name__:
+        return text
+    return shortened(f"{type(error).__name__}: {text}")
+
+
+def shortened(text: str) -> str:
+    """``text`` on one line, printable, without its middle where it is longer than MAX_CHARACTERS."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    tail = MAX_CHARACTERS // 3  # cause and advice come last
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - tail - 1]}…{text[-tail:]}"
+
+
 def guarded(body: Callable[[], int], *, interrupted: str) -> int:
     """What ``body`` returns, or the exit code of what a user is told in one line instead."""
     try:
@@ -23,7 +44,7 @@ def guarded(body: Callable[[], int], *, interrupted: str) -> int:
     except AlreadyTold:
         return 2
     except UserError as error:
-        say(f"error: {error}")
+        say(f"error: {one_line(error)}")
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "hybridgraph").startswith("hybridgraph"):

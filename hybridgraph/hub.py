@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hybridgraph.errors import UserError
+from hybridgraph.errors import UserError, one_line
 from hybridgraph.shapes import BUILTIN_SHAPES
 
 
 @contextmanager
-def looking_up(name: str) -> Iterator[None]:
+def looking_up(name: str, *, what: str = "model") -> Iterator[None]:
     """Turn what goes wrong while ``name`` is looked up and read into a UserError that says what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a file's fault raises whatever it leads to in the library that reads it
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
             causes.append(cause)
@@ -30,7 +32,7 @@ def looking_up(name: str) -> Iterator[None]:
             ) from None
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             raise UserError(f"model '{name}' is not on the hub: a hub id is owner/name") from None
-        raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from None
+        raise UserError(f"{what} '{name}' cannot be loaded: {one_line(error)}") from None
 
 
 def unknown_model(name: str) -> UserError:
@@ -39,6 +41,15 @@ def unknown_model(name: str) -> UserError:
         f"unknown model '{name}': with --load-format dummy, one of {', '.join(BUILTIN_SHAPES)} "
         "or a local directory with a config.json (hub ids need --load-format auto)"
     )
+
+
+def local_directory(name: str) -> Path | None:
+    """The directory ``name``, or None where there is none; raises UserError for a path that cannot be looked at."""
+    try:
+        directory = Path(name).expanduser()
+        return directory if directory.is_dir() else None
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~name, and nobody is called so
+        raise UserError(f"{name} cannot be looked at: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
@@ -50,7 +61,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {first_line(error)}") from None
+        raise UserError(f"{path} is no JSON: {one_line(error)}") from None
     if not isinstance(numbers, dict):
         raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
     return numbers
@@ -58,9 +69,10 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 def location_of(name: str) -> tuple[str, dict[str, Any]]:
     """The first argument of transformers' ``from_pretrained``, and those that name one file in it."""
+    file = {}
     if name.endswith(".gguf"):
-        return str(Path(name).expanduser().parent), {"gguf_file": Path(name).name}
-    return name, {}
+        name, file = str(Path(name).parent), {"gguf_file": Path(name).name}
+    return str(local_directory(name) or name), file
 
 
 def special_ids(*configurations: Mapping[str, Any]) -> tuple[int, ...]:
@@ -68,11 +80,11 @@ def special_ids(*configurations: Mapping[str, Any]) -> tuple[int, ...]:
     found: set[int] = set()
     for numbers in configurations:
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = numbers.get(key)
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
+            found.update(ids_in(numbers.get(key)))
     return tuple(sorted(found))
 
 
-def first_line(error: BaseException) -> str:
-    """An exception's text on one line; its type's name where it has none."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+def ids_in(value: Any) -> list[int]:
+    """The ids of a configuration's value, which may be one, a list of them, or anything at all."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if type(item) is int and abs(item) < 1 << 31]

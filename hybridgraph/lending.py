@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from hybridgraph.errors import UserError
+from hybridgraph.errors import UserError, one_line
 from hybridgraph.ipc.messages import CpuBuffer, CudaBuffer, DecodeStep, Failed, Finished, Prefill, Replayed
 from hybridgraph.served import SharingEngine
 
@@ -52,13 +52,7 @@ class Lease:
             self._holding.enter_context(self._engine.hold())
             return Replayed(request=message.request, report=self._engine.replay_prefill(message.length))
         except UserError as error:
-            return Failed(request=message.request, kind="request", error=str(error))
+            return Failed(request=message.request, kind="request", error=one_line(error))
         except Exception as error:
             log(f"a replay failed in the engine: {one_line(error)}")
             return Failed(request=message.request, kind="engine", error=one_line(error))
-
-
-def one_line(error: BaseException) -> str:
-    """What a client and the log are told of ``error``."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hybridgraph.config import DTYPES, LOAD_FORMATS
-from hybridgraph.errors import UserError
-from hybridgraph.hub import first_line, location_of, looking_up, read_configuration, special_ids, unknown_model
+from hybridgraph.environment import device_name
+from hybridgraph.errors import UserError, one_line
+from hybridgraph.hub import local_directory, location_of, looking_up, read_configuration, special_ids, unknown_model
 from hybridgraph.records import SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
@@ -46,15 +46,13 @@ class LoadedModel:
         """The longest sequence the architecture was made for; no limit known counts as a very long one."""
         return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
-    def info(
-        self, *, device: str = "", rates: Rates | None = None, environment: dict[str, Any] | None = None
-    ) -> SourceInfo:
+    def info(self, *, rates: Rates | None = None, environment: dict[str, Any] | None = None) -> SourceInfo:
         """What identifies the model, beside what its machine was found to be."""
         return SourceInfo(
             model=self.name,
             dtype=str(self.dtype).removeprefix("torch."),
             load_format=self.load_format,
-            device=device or str(self.device),
+            device=device_name(self.device),
             vocab_size=self.vocab_size,
             max_seq_len=self.max_positions,
             special_ids=self.special_ids,
@@ -87,7 +85,7 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
         raise UserError(f"dtype '{dtype}': one of {', '.join(DTYPES)}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{device}': this machine has {torch.cuda.device_count()} usable NVIDIA GPUs")
-    if load_format == "auto" and name in BUILTIN_SHAPES and not Path(name).exists():
+    if load_format == "auto" and name in BUILTIN_SHAPES and local_directory(name) is None:
         raise UserError(
             f"'{name}' is a shape without weights: load format dummy, or a hub id or directory for real ones"
         )
@@ -96,6 +94,7 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
         module = _dummy_module(_local_config(name), torch_dtype, device, seed)
     else:
         module = _real_module(name, torch_dtype, device)
+    _require_runnable(module, name)
     module.train(False).requires_grad_(False)
     return LoadedModel(
         module=module,
@@ -120,12 +119,11 @@ def _local_config(name: str) -> PretrainedConfig:
         return AutoConfig.for_model(model_type, **numbers)
     except Exception as error:
         # Whatever a configuration class objects to is a fault of the file's values.
-        raise UserError(f"{name}/config.json: {first_line(error)}") from None
+        raise UserError(f"{name}/config.json: {one_line(error)}") from None
 
 
 def _read_config_json(name: str) -> dict[str, Any]:
-    directory = Path(name).expanduser()
-    if not directory.is_dir():
+    if (directory := local_directory(name)) is None:
         raise unknown_model(name)
     try:
         return read_configuration(directory / "config.json")
@@ -147,8 +145,8 @@ def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
     try:
         with init_empty_weights(include_buffers=False):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"no causal language model can be built of this config.json: {first_line(error)}") from None
+    except Exception as error:
+        raise UserError(f"no causal language model can be built of this config.json: {one_line(error)}") from None
     with out_of_memory_is_users(device):
         generator = torch.Generator(device=device).manual_seed(seed)
         for name, parameter in sorted(module.named_parameters()):
@@ -164,25 +162,18 @@ def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
 
 def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Real weights: safetensors only (or one GGUF file), never code from the model's repository."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     location, file = location_of(name)
-    several = device == torch.device("cuda") and torch.cuda.device_count() > 1
     with looking_up(name), out_of_memory_is_users(device):
-        try:
-            module, found = AutoModelForCausalLM.from_pretrained(
-                location,
-                dtype=dtype,
-                trust_remote_code=False,
-                device_map="sequential" if several else {"": device},
-                output_loading_info=True,
-                **(file or {"use_safetensors": True}),
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except (SafetensorError, RuntimeError) as error:
-            raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from None
+        module, found = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype,
+            trust_remote_code=False,
+            device_map={"": device},
+            output_loading_info=True,
+            **(file or {"use_safetensors": True}),
+        )
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise UserError(f"model '{name}' is incomplete: its files lack {len(missing)} weights, such as {missing[0]}")
     return module
@@ -193,8 +184,27 @@ def out_of_memory_is_users(device: torch.device) -> Iterator[None]:
     """Tell a device that is too small for the model in one line."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{device} has too little memory for this model: {first_line(error)}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise UserError(f"{device} has too little memory for this model: {one_line(error)}") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    told = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return told or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _require_runnable(module: PreTrainedModel, name: str) -> None:
+    """Raise UserError for numbers that a module can be built of, and cannot run with."""
+    config = module.config.get_text_config()
+    numbers = config.to_dict()
+    heads, groups = numbers.get("num_attention_heads"), numbers.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
+        raise UserError(f"{name}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+    vocab_size = getattr(config, "vocab_size", None)
+    if not isinstance(vocab_size, int) or vocab_size < 1:
+        raise UserError(f"{name}: vocab_size {vocab_size} is no vocabulary")
 
 
 def _checked_shape(module: PreTrainedModel, dtype: str) -> ModelShape | None:

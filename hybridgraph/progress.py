@@ -21,7 +21,7 @@ def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[OnPr
     thread, which would wake up inside a measurement; ``shown``: whether anything is shown at all.
     """
     if not (shown and sys.stderr is not None and sys.stderr.isatty()):
-        yield lambda label, done, total: None
+        yield nobody
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn

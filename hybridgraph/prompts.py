@@ -24,6 +24,8 @@ class RandomPrompts:
     def __init__(self, *, seed: int, vocab_size: int, special_ids: Sequence[int] = ()) -> None:
         self._seed = seed
         self._allowed = np.setdiff1d(np.arange(vocab_size), np.asarray(special_ids, dtype=np.int64))
+        if not self._allowed.size:
+            raise UserError(f"all of the vocabulary's {vocab_size} ids are special: none is left for a random prompt")
 
     def ids(self, length: int, index: int) -> list[int]:
         draw = np.random.default_rng((self._seed, length, index))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from hybridgraph.errors import UserError
+from hybridgraph.errors import UserError, one_line
 from hybridgraph.ipc.address import Listener
 from hybridgraph.ipc.channel import IDLE_SPIN_S, SPIN_S
 from hybridgraph.ipc.connections import HELLO_TIMEOUT_S, Connection, Hub
@@ -37,7 +37,7 @@ from hybridgraph.ipc.messages import (
     Token,
     ToServer,
 )
-from hybridgraph.lending import Lease, LeaseMessage, one_line
+from hybridgraph.lending import Lease, LeaseMessage
 from hybridgraph.progress import OnProgress, say
 from hybridgraph.records import Request
 from hybridgraph.served import Engine, SharingEngine

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.client import SILENCE_S, GeneratorLink, OnQueued
-from hybridgraph.errors import UserError
-from hybridgraph.hub import first_line
+from hybridgraph.errors import UserError, one_line
 from hybridgraph.ipc.buffers import SHARED_NAMES, ImportedBuffer
 from hybridgraph.ipc.messages import DecodeStep, Finished, GetStats, Prefill, Ready, Replayed, Share, Shared, Stats
 from hybridgraph.ops import dynamic_ops
@@ -154,7 +153,7 @@ def _import_buffers(link: GeneratorLink, imported: ExitStack) -> dict[str, Tenso
         }
     except (RuntimeError, ValueError, OSError) as error:  # of the driver: not every container lets processes share
         where = f"the buffers of the generator at {link.path} cannot be used from here"
-        raise UserError(f"{where} ({first_line(error)}): leave out --share-buffers") from None
+        raise UserError(f"{where} ({one_line(error)}): leave out --share-buffers") from None
     finally:
         for descriptor in descriptors:  # a mapping outlives its descriptor
             os.close(descriptor)

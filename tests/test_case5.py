@@ -116,7 +116,7 @@ def test_the_single_process_variant_has_files_of_its_own(tmp_path: Path) -> None
     [
         ("reused", "reused 1 KV blocks"),
         ("short", "ended after 0 of 1 tokens"),
-        ("crash", "failed to answer: worker died"),
+        ("crash", "failed to answer: RuntimeError: worker died"),
         ("oom", "CUDA out of memory"),
         ("killed", "SIGKILL"),
         ("no-mpi", "apt install libopenmpi-dev"),

@@ -208,4 +208,4 @@ def test_an_mpi_error_says_what_to_install(text: str) -> None:
 
 
 def test_a_compilation_error_is_not_taken_for_one_of_mpi() -> None:
-    assert explained(RuntimeError("torch.compile failed\nat compilation")) == "torch.compile failed"
+    assert explained(ValueError("torch.compile failed\nat compilation")) == "torch.compile failed at compilation"

@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from architectures import SMALL
 
+from hybridgraph.environment import device_name
 from hybridgraph.errors import UserError
-from hybridgraph.model import device_called, load_model
+from hybridgraph.model import device_called, load_model, out_of_memory_is_users
 
 CPU = torch.device("cpu")
+LLAMA = SMALL | {"model_type": "llama", "num_hidden_layers": 1}
 
 
 def load(name: str | Path, load_format: str = "dummy", seed: int = 0) -> torch.nn.Module:
@@ -57,6 +61,101 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a model with real weights."""
+    directory = tmp_path_factory.mktemp("weights")
+    (directory / "config.json").write_text(json.dumps(LLAMA))
+    load(directory).save_pretrained(directory)  # type: ignore[operator]
+    return directory
+
+
+def damaged(weights: Path, directory: Path, file: str, content: Any) -> Path:
+    """A copy of ``weights`` with other content of one file."""
+    for path in weights.iterdir():
+        (directory / path.name).symlink_to(path)
+    (directory / file).unlink(missing_ok=True)
+    (directory / file).write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"hidden_size": "128"},
+        {"num_hidden_layers": None},
+        {"vocab_size": 1.5},
+        {"architectures": 5},
+        {"bos_token_id": "x"},
+        {"rope_parameters": {"rope_type": "foo", "rope_theta": 1e4}},
+        {"rope_scaling": {"rope_type": "linear"}},
+        {"hidden_act": "nope"},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 3},
+        {"vocab_size": 0},
+        {"pad_token_id": 500},
+        {"auto_map": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("load_format", ["dummy", "auto"])
+def test_a_faulty_configuration(weights: Path, tmp_path: Path, load_format: str, numbers: dict[str, Any]) -> None:
+    damaged(weights, tmp_path, "config.json", LLAMA | numbers)
+    with pytest.raises(UserError) as error:
+        load(tmp_path, load_format)
+    assert str(tmp_path) in str(error.value) or "this config.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("load_format", ["dummy", "auto"])
+def test_heads_that_do_not_share_keys_and_values_evenly(tmp_path: Path, load_format: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**(LLAMA | {"num_key_value_heads": 3}))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="num_attention_heads 4 is no multiple of num_key_value_heads 3"):
+        load(tmp_path, load_format)
+
+
+@pytest.mark.parametrize("value", ["x", ["x"], [2, None], {}, True, 1.5, 10**30])
+def test_what_is_no_id_is_no_special_id(weights: Path, tmp_path: Path, value: Any) -> None:
+    damaged(weights, tmp_path, "generation_config.json", {"eos_token_id": value})
+    assert load_model(str(tmp_path), load_format="auto", dtype="float32", device=CPU, seed=0).special_ids == (1, 2)
+
+
+@pytest.mark.parametrize("content", [[], 5, {"cache_implementation": "nope"}], ids=str)
+def test_a_faulty_generation_configuration(weights: Path, tmp_path: Path, content: Any) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(damaged(weights, tmp_path, "generation_config.json", content), "auto")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_real_weights_go_to_one_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    asked: dict[str, Any] = {}
+
+    def refuse(location: str, **arguments: Any) -> None:
+        asked.update(arguments)
+        raise OSError("this test loads nothing")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="this test loads nothing"):
+        load_model("some/model", load_format="auto", dtype="float32", device=torch.device(device), seed=0)
+    assert asked["device_map"] == {"": torch.device(device)}
+
+
+def test_a_model_says_what_its_device_is_called() -> None:
+    loaded = load_model("tiny-llama", load_format="dummy", dtype="float32", device=CPU, seed=0)
+    assert loaded.info().device == device_name(CPU) != "cpu"
+
+
+def test_a_host_without_the_memory() -> None:
+    with pytest.raises(UserError, match="cpu has too little memory"), out_of_memory_is_users(CPU):
+        torch.empty(1 << 50)
+    with pytest.raises(RuntimeError, match="something else"), out_of_memory_is_users(CPU):
+        raise RuntimeError("something else")
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "nowhere", "cuda:x"])

@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from hybridgraph.errors import shortened
 from hybridgraph.records import Report, Request, SourceInfo
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
-MAX_TOLD = 300  # characters of what is wrong with a message
 LENGTH_PREFIX = struct.Struct(">I")
 
 # Who caused a failure: this request; the engine while answering it; the generator's start; bytes that are no
@@ -262,10 +262,5 @@ def _decode(decoder: msgspec.msgpack.Decoder[_M], body: bytes | memoryview) -> _
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ProtocolError(f"no message of this protocol: {_printable(str(error))}") from None
-
-
-def _printable(text: str) -> str:
-    """``text`` as a peer and a log can be told it: msgspec quotes whatever was received, at any length."""
-    start = text[:MAX_TOLD]
-    return "".join(char if char.isprintable() else "?" for char in start) + ("…" if len(text) > MAX_TOLD else "")
+        # msgspec quotes what it was given, at any length.
+        raise ProtocolError(f"no message of this protocol: {shortened(str(error))}") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.hub import looking_up, read_configuration, special_ids, unknown_model
+from hybridgraph.hub import ids_in, local_directory, looking_up, read_configuration, special_ids, unknown_model
 from hybridgraph.roofline import ModelShape
 from hybridgraph.shapes import DEFAULT_GPU_MODEL, builtin_config
 
@@ -57,11 +57,14 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
     else:
         location, generation = "", {}
     special = special_ids(numbers, generation)
-    if (end_id := _first_id(numbers.get("eos_token_id"))) is None:
+    if not (end_ids := ids_in(numbers.get("eos_token_id"))):
         raise UserError(f"{name}/config.json has no eos_token_id: {engine} needs an end id where it has no tokenizer")
     if not isinstance(numbers.get("vocab_size"), int):
         raise UserError(f"{name}/config.json has no vocab_size: {engine} is measured on plain language models")
-    positions = config.fitted(int(numbers.get("max_position_embeddings") or 1 << 20), name).positions
+    limit = numbers.get("max_position_embeddings") or 1 << 20
+    if not isinstance(limit, int):
+        raise UserError(f"{name}/config.json: max_position_embeddings {limit!r} is no number of positions")
+    positions = config.fitted(limit, name).positions
     temporary = None if location else _written(numbers | {"torch_dtype": dtype})
     return Checkpoint(
         name=name,
@@ -69,7 +72,7 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
         dtype=dtype,
         load_format=config.load_format,
         config=numbers,
-        end_id=end_id,
+        end_id=end_ids[0],
         special_ids=special,
         positions=positions,
         temporary=temporary,
@@ -77,8 +80,7 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
 
 
 def _location(name: str, load_format: str) -> str:
-    directory = Path(name).expanduser()
-    if directory.is_dir():
+    if (directory := local_directory(name)) is not None:
         return str(directory)
     if load_format == "dummy":
         raise unknown_model(name)
@@ -88,9 +90,8 @@ def _location(name: str, load_format: str) -> str:
 
 
 def _read(location: str, file: str, *, required: bool = True) -> dict[str, Any]:
-    path = Path(location) / file
-    if not Path(location).is_dir():
-        path = _downloaded(location, file, required=required)
+    directory = local_directory(location)
+    path = directory / file if directory else _downloaded(location, file, required=required)
     try:
         return read_configuration(path)
     except FileNotFoundError:
@@ -110,10 +111,6 @@ def _downloaded(repository: str, file: str, *, required: bool) -> Path:
             if required:
                 raise
             return Path(repository) / file  # there is none, and none is needed
-
-
-def _first_id(value: int | list[int] | None) -> int | None:
-    return next(iter(value), None) if isinstance(value, list) else value
 
 
 def _written(numbers: Mapping[str, Any]) -> tempfile.TemporaryDirectory[str]:

@@ -7,6 +7,7 @@ import re
 
 from hybridgraph.cases import Case
 from hybridgraph.config import Config
+from hybridgraph.errors import one_line
 from hybridgraph.provenance import versions
 from hybridgraph.records import SourceInfo
 from hybridgraph.sources.checkpoint import Checkpoint
@@ -54,7 +55,6 @@ def info_of_engine(
 
 def explained(error: BaseException) -> str:
     """An engine's error as one line, with what to do where that is known."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    text = one_line(error)
     hint = next((advice for pattern, advice in _HINTS if re.search(pattern, str(error).lower())), None)
     return f"{text}: {hint}" if hint else text

@@ -25,9 +25,9 @@ def text_prompts(config: Config, model: str) -> TextPrompts:
     assert config.prompt_file is not None
     text = read_text(config.prompt_file)
     location, file = location_of(model)
-    with looking_up(model):
+    with looking_up(model, what="tokenizer of"):
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **file)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     prompts = TextPrompts(ids, seed=config.seed, source=config.prompt_file)
     prompts.ids(max(config.prompt_lengths), 0)  # now, and not after the shorter ones are measured
     return prompts

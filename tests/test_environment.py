@@ -1,0 +1,28 @@
+"""What the machine is called, and the fallback where it does not say."""
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridgraph.environment import device_name
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: A Processor\n\nmodel name\t: Another\n", "CPU, A Processor"),
+        ("CPU implementer\t: 0x41\n", f"CPU, {platform.machine()}"),
+        (None, f"CPU, {platform.machine()}"),
+    ],
+)
+def test_the_name_of_the_processor(monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, name: str) -> None:
+    def read(path: Path, **_: object) -> str:
+        assert str(path) == "/proc/cpuinfo"
+        if cpuinfo is None:
+            raise FileNotFoundError(2, "No such file or directory")
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert device_name(torch.device("cpu")) == name
