@@ -1,4 +1,4 @@
-"""The own products of Hopper: compiled here, and on a GPU equal to the same products in float32."""
+"""The custom GEMMs for Hopper: compiled here, and on a GPU equal to the same products in float32."""
 
 from pathlib import Path
 from random import randint
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots, product
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots, gemm
+from hybridgraph.forward.kernels.gemm import RING_BYTES, Epilogue, Gemm, Tile, compile_gemm
 from hybridgraph.forward.kernels.hopper import MOST_TOKENS_PROJECTED, MOST_TOKENS_SQUARE, HopperKernels, tile_for
-from hybridgraph.forward.kernels.product import RING_BYTES, Epilogue, Product, Tile, compile_product
 from hybridgraph.forward.kernels.reference import ReferenceKernels
 
 LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240)
@@ -23,29 +23,29 @@ TOO_LARGE = Tile(warpgroups=5, tokens=200, cluster=2)
 def test_every_shape_compiles(num_tokens: int, epilogue: Epilogue, warpgroups: int, dtype: torch.dtype) -> None:
     tile = tile_for(num_tokens, warpgroups)
     assert tile.stages >= 4 and tile.stages * tile.stage_bytes <= RING_BYTES
-    assert compile_product(epilogue, tile, dtype).startswith(b"\x7fELF")
+    assert compile_gemm(epilogue, tile, dtype).startswith(b"\x7fELF")
 
 
 def test_a_shape_that_does_not_fit_says_why() -> None:
-    with pytest.raises(RuntimeError, match=r"product\.cu.*registers"):
-        compile_product("store_swiglu", TOO_LARGE, torch.float16)
+    with pytest.raises(RuntimeError, match=r"gemm\.cu.*registers"):
+        compile_gemm("store_swiglu", TOO_LARGE, torch.float16)
 
 
 def test_what_is_compiled_together_is_found_when_it_is_launched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    wanted = {Product("store_partial", tile_for(num_tokens, 2), splits) for num_tokens in (1, 40) for splits in (2, 4)}
-    product.compile_together(wanted, torch.float16)
-    assert len(list(tmp_path.rglob("product.cubin"))) == 2, "one for each tile, however it is split"
-    monkeypatch.setattr(product, "compile_product", None)
-    product.compile_together(wanted, torch.float16)
+    wanted = {Gemm("store_partial", tile_for(num_tokens, 2), splits) for num_tokens in (1, 40) for splits in (2, 4)}
+    gemm.compile_together(wanted, torch.float16)
+    assert len(list(tmp_path.rglob("gemm.cubin"))) == 2, "one for each tile, however it is split"
+    monkeypatch.setattr(gemm, "compile_gemm", None)
+    gemm.compile_together(wanted, torch.float16)
 
 
-def test_a_product_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gemm_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match="registers"):
-        product.compile_together([Product("store_swiglu", TOO_LARGE)], torch.float16)
+        gemm.compile_together([Gemm("store_swiglu", TOO_LARGE)], torch.float16)
 
 
 def rows(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -64,7 +64,7 @@ WIDTHS = [(4096, 11008), (576, 1536), (840 * 8, 64 * 37)]
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("num_tokens", [*LENGTHS, 161, 300])
-def test_products_equal_float32(num_tokens: int, widths: tuple[int, int], dtype: torch.dtype) -> None:
+def test_gemms_equal_float32(num_tokens: int, widths: tuple[int, int], dtype: torch.dtype) -> None:
     hidden_width, inner = widths
     kernels, limit = HopperKernels(), 1e-3 if dtype == torch.float16 else 8e-3
     normed = rows(num_tokens, hidden_width, dtype=dtype)
@@ -121,13 +121,13 @@ def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    product._kernel.cache_clear()
+    gemm._kernel.cache_clear()
     kernels, dtype = HopperKernels(), torch.float16
     gate_up, down = rows(22016, 4096, dtype=dtype), rows(4096, 11008, dtype=dtype)
     lengths = [randint(1, 200) for _ in range(3)] + [randint(1, MOST_TOKENS_PROJECTED)]
     qkv = rows(3 * 4096, 4096, dtype=dtype)
     kernels.prepare(lengths, qkv, gate_up, (down,))
-    monkeypatch.setattr(product, "compile_product", None)
+    monkeypatch.setattr(gemm, "compile_gemm", None)
     for num_tokens in lengths:
         normed, hidden = rows(num_tokens, 4096, dtype=dtype), rows(num_tokens, 4096, dtype=dtype)
         project_store(kernels, normed, qkv, LLAMA)
@@ -135,7 +135,7 @@ def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
 
 
 @pytest.mark.gpu
-def test_a_captured_product_answers_the_same_in_every_replay() -> None:
+def test_a_captured_gemm_answers_the_same_in_every_replay() -> None:
     num_tokens = randint(1, MOST_TOKENS_SQUARE)
     kernels, normed = HopperKernels(), rows(num_tokens, 4096, dtype=torch.float16)
     gate_up, down = rows(22016, 4096, dtype=torch.float16) / 64, rows(4096, 11008, dtype=torch.float16) / 105

@@ -1,6 +1,6 @@
 """The fused forward: the same weights and the same tokens in fewer and larger kernels, ready to be captured.
 
-What differs from the module's own forward: query, key and value projections are one product, gate and
+What differs from the module's own forward: query, key and value projections are one GEMM, gate and
 up another; norms, rotation with the cache write, and SwiGLU are one kernel each; attention needs no mask,
 because causality alone hides padding on the right; of the last layer only keys and values are computed
 for every position, the rest for the last one; and a decode step reads the cache up to its position only.

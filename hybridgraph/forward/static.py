@@ -9,10 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hybridgraph.buffers import StaticBuffers
-from hybridgraph.errors import UserError
+from hybridgraph.errors import UserError, one_line
 from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
-from hybridgraph.hub import first_line
 
 PROBE_LENGTH, PROBE_PADDED = 5, 8
 
@@ -88,7 +87,7 @@ class StaticOperations:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"the model does not run over static buffers ({first_line(error)}): {advice}") from None
+            raise UserError(f"the model does not run over static buffers ({one_line(error)}): {advice}") from None
         cache = plain.allocate_cache(PROBE_LENGTH + 1)
         for step, logits in enumerate(found):
             if step == 0:

@@ -128,7 +128,7 @@ class Kernels(Protocol):
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
     """Those that were measured to be fastest: plain PyTorch's where there is no GPU, and in float32.
 
-    Triton's on a CUDA device in half precision; on Hopper with own products, where what compiles them is installed
+    Triton's on a CUDA device in half precision; on Hopper with custom GEMMs, where what compiles them is installed
     (CUDA 13 builds of torch bring it).
     """
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):

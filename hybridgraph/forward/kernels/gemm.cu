@@ -1,4 +1,4 @@
-// A weight matrix times the rows of a prompt, for Hopper: TMA, wgmma, and what follows the product in its epilogue.
+// A weight matrix times the rows of a prompt, for Hopper: TMA, wgmma, and an epilogue.
 //
 // Weights are the first operand of the tensor cores: they come in units of 64 rows, one to a warpgroup, and the
 // prompt's tokens, padded to a multiple of 8 only, lie across. A block computes WARPGROUPS units for all TOKENS
@@ -10,7 +10,7 @@
 // CLUSTER blocks share their loads of the tokens: each loads a part for all of them. Without that the traffic from
 // the L2 cache, not memory or the tensor cores, sets the pace.
 //
-// Compiled by NVRTC for one shape (product.py), which defines the names in capitals and the functions pack()
+// Compiled by NVRTC for one shape (gemm.py), which defines the names in capitals and the functions pack()
 // and multiply().
 
 using u16 = unsigned short;  // an element, as bits
@@ -24,10 +24,10 @@ struct alignas(64) TensorMap {
 constexpr int ROW_BYTES = 2 * BLOCK_K;  // of a stage: 128, the row of a swizzled tile
 constexpr int UNIT_BYTES = 64 * ROW_BYTES;
 constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;  // one block's part of the tokens
-// Where an even share of the multiprocessor's registers cannot hold a thread's sums, and 28 more, the feeder gives some.
+// Where an even share of the multiprocessor's registers cannot hold a thread's sums, and 28 more, the producer gives some.
 constexpr int EVEN_SHARE = 512 / (WARPGROUPS + 1) / 8 * 8;  // registers of a thread, given out in eights
 constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > EVEN_SHARE;
-constexpr int FEEDER_SHARE = 32, WORKER_SHARE = (EVEN_SHARE * (WARPGROUPS + 1) - FEEDER_SHARE) / WARPGROUPS / 8 * 8;
+constexpr int PRODUCER_SHARE = 32, CONSUMER_SHARE = (EVEN_SHARE * (WARPGROUPS + 1) - PRODUCER_SHARE) / WARPGROUPS / 8 * 8;
 constexpr u64 EVICT_FIRST = 0x12F0000000000000, EVICT_LAST = 0x14F0000000000000;  // cache policies
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -113,7 +113,7 @@ struct Ring {
 };
 
 // One thread feeds the ring: weights are on their way before the kernels in front have ended, tokens after that.
-struct Feeder {
+struct Producer {
     const Ring& ring;
     const TensorMap &weights, &tokens;
     int first_step, steps;
@@ -152,7 +152,7 @@ struct Feeder {
 };
 
 // One warpgroup: its unit's sums over `steps` stages.
-__device__ __forceinline__ void reduce(float (&sums)[TOKENS / 2], const Ring& ring, int warpgroup, int steps) {
+__device__ __forceinline__ void mainloop(float (&sums)[TOKENS / 2], const Ring& ring, int warpgroup, int steps) {
     for (int step = 0; step < steps; step++) {
         const int stage = step % STAGES;
         wait_for_phase(ring.full + 8 * stage, step / STAGES % 2);
@@ -210,7 +210,7 @@ struct Epilogue {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) product(
+extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) gemm(
     const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap tokens, u16* out, int num_tokens,
     int width, int num_steps) {
     extern __shared__ unsigned char memory[];
@@ -219,28 +219,28 @@ extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) product(
         (shared_address(memory) + 1023) & ~1023u, shared_address(barriers), shared_address(barriers + STAGES)};
     const int first_step = num_steps * blockIdx.y / gridDim.y;
     const int steps = num_steps * (blockIdx.y + 1) / gridDim.y - first_step;
-    const Feeder feeder{ring, weights, tokens, first_step, steps};
+    const Producer producer{ring, weights, tokens, first_step, steps};
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             init_barrier(ring.full + 8 * stage, 1);
             init_barrier(ring.empty + 8 * stage, WARPGROUPS * CLUSTER);
         }
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
-        feeder.begin();
+        producer.begin();
     }
     cluster_arrive_relaxed();
     cluster_wait();
     asm volatile("griddepcontrol.launch_dependents;");
     const int warpgroup = (int)threadIdx.x / 128 - 1;
     if (warpgroup < 0) {
-        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_SHARE));
-        if (threadIdx.x == 0) feeder.run();
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_SHARE));
+        if (threadIdx.x == 0) producer.run();
         __syncwarp();
         cluster_arrive();
     } else {
-        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WORKER_SHARE));
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_SHARE));
         float sums[TOKENS / 2];
-        reduce(sums, ring, warpgroup, steps);
+        mainloop(sums, ring, warpgroup, steps);
         cluster_arrive();  // before the epilogue: to say so only behind it would wait for what it stores
         wait_for_kernels_in_front();  // they may still read what the epilogue overwrites
         const Epilogue epilogue{out, num_tokens, width};

@@ -1,4 +1,4 @@
-"""Builds and launches ``product.cu``: a weight matrix times the rows of a prompt, on Hopper.
+"""Builds and launches ``gemm.cu``: a weight matrix times the rows of a prompt, on Hopper.
 
 NVRTC, which torch's CUDA builds bring, compiles it for one shape at a time, in 0.1 to 0.5 s; Triton's cache
 on disk keeps what it made.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 Epilogue = Literal["store_swiglu", "store_partial"]
 
-SOURCE = Path(__file__).with_name("product.cu")
+SOURCE = Path(__file__).with_name("gemm.cu")
 ARCHITECTURE = "sm_90a"
 UNIT = 64  # weight rows of one warpgroup
 BLOCK_K = 64  # columns of one stage
@@ -59,8 +59,8 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Product:
-    """One product's launch: ``rows`` [n, k] times ``weight`` [m, k] transposed, and what follows it.
+class Gemm:
+    """One GEMM's launch: ``rows`` [n, k] times ``weight`` [m, k] transposed, and what follows it.
 
     ``store_swiglu``: ``weight`` is gate, then up; out [n, m / 2] is silu(gate) * up.
     ``store_partial``: out [splits, n, m], to be summed by whoever reads it.
@@ -98,15 +98,15 @@ class Product:
         _check(driver.cuLaunchKernelEx(config, kernel, (values, _ARGUMENT_TYPES), 0))
 
 
-def compile_together(products: Iterable[Product], dtype: torch.dtype) -> None:
+def compile_together(gemms: Iterable[Gemm], dtype: torch.dtype) -> None:
     """Compile what is not in the cache yet, on every core."""
-    kernels = {(product.epilogue, product.tile) for product in products}
+    kernels = {(gemm.epilogue, gemm.tile) for gemm in gemms}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for compiling in [threads.submit(_cached, epilogue, tile, dtype) for epilogue, tile in kernels]:
             compiling.result()
 
 
-def compile_product(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
+def compile_gemm(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
     """The machine code of one shape; raises RuntimeError with the compiler's log."""
     from cuda.bindings import nvrtc
 
@@ -130,7 +130,7 @@ def _filled(program: Any, size_of: Callable[[Any], Any], fill: Callable[[Any, by
 
 
 def _prelude(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> str:
-    """What ``product.cu`` leaves open: sizes, the element type, and the one instruction that spells its shape out."""
+    """What ``gemm.cu`` leaves open: sizes, the element type, and the one instruction that spells its shape out."""
     element = {torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
     pieces = math.ceil(tile.tokens / MOST_ACROSS)
     across = math.ceil(tile.tokens / 8 / pieces) * 8
@@ -178,7 +178,7 @@ def _kernel(epilogue: Epilogue, tile: Tile, dtype: torch.dtype, device: int) -> 
 
     code = _cached(epilogue, tile, dtype)
     (library,) = _check(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
-    (kernel,) = _check(driver.cuLibraryGetKernel(library, b"product"))
+    (kernel,) = _check(driver.cuLibraryGetKernel(library, b"gemm"))
     (handle,) = _check(driver.cuDeviceGet(device))
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     _check(driver.cuKernelSetAttribute(attribute, tile.shared_bytes, kernel, handle))
@@ -191,10 +191,10 @@ def _cached(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
 
     text = _prelude(epilogue, tile, dtype) + SOURCE.read_text() + ARCHITECTURE + str(nvrtc.nvrtcVersion())
     manager = get_cache_manager(sha256(text.encode()).hexdigest())
-    if found := manager.get_file("product.cubin"):
+    if found := manager.get_file("gemm.cubin"):
         return Path(found).read_bytes()
-    code = compile_product(epilogue, tile, dtype)
-    manager.put(code, "product.cubin", binary=True)
+    code = compile_gemm(epilogue, tile, dtype)
+    manager.put(code, "gemm.cubin", binary=True)
     return code
 
 

@@ -1,8 +1,8 @@
-"""The fused forward's kernels on Hopper: Triton's, with own products where a prompt is short.
+"""The fused forward's kernels on Hopper: Triton's, with custom GEMMs where a prompt is short.
 
-Where arithmetic sets the pace cuBLAS is hard to beat. Up to a hundred-odd tokens reading the weights does, and there
-a product gains by what stands around it: it starts before the kernel in front has ended, and it ends with SwiGLU, or
-with partial sums that the next kernel, a norm or the rotation, adds up.
+Where arithmetic sets the pace cuBLAS is hard to beat. Up to some two hundred tokens reading the weights does, and there
+a GEMM gains by what surrounds it: it starts before the previous kernel has ended, and its epilogue is SwiGLU, or
+split-K partial sums that the next kernel, a norm or the rotation, adds up.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
-from hybridgraph.forward.kernels.product import UNIT, Product, Tile, compile_together
+from hybridgraph.forward.kernels.gemm import UNIT, Gemm, Tile, compile_together
 from hybridgraph.forward.kernels.triton import TritonKernels
 
-# Up to here own products were faster than cuBLAS and the kernels that they replace (README.md beside this).
+# Up to here custom GEMMs were faster than cuBLAS and the kernels that they replace (README.md beside this).
 MOST_TOKENS_PROJECTED = 64
 MOST_TOKENS_SWIGLU = 240
 MOST_TOKENS_ADDED = 240
 MOST_TOKENS_SQUARE = 200  # added, where the reduction is no longer than the output is wide
 MAX_WARPGROUPS = 3
-SHARING_TOKENS = 32  # from which on blocks share their loads of them
+SHARING_TOKENS = 32  # from which on the blocks of a cluster share their loads of tokens
 
 
 class HopperKernels(TritonKernels):
@@ -36,7 +36,7 @@ class HopperKernels(TritonKernels):
         wanted = [self._projected(length, qkv) for length in lengths]
         wanted += [self._swiglu(length, gate_up) for length in lengths]
         wanted += [self._added(length, weight) for weight in adding for length in lengths]
-        compile_together({product for product in wanted if product is not None}, gate_up.dtype)
+        compile_together({gemm for gemm in wanted if gemm is not None}, gate_up.dtype)
 
     def project_store(
         self,
@@ -48,55 +48,55 @@ class HopperKernels(TritonKernels):
         norms: HeadNorms,
         slots: Slots,
     ) -> Tensor:
-        product = self._projected(rows.shape[0], weight)
-        if product is None or bias is not None:
+        gemm = self._projected(rows.shape[0], weight)
+        if gemm is None or bias is not None:
             return super().project_store(rows, weight, bias, start, heads, norms, slots)
-        return self.rotate_store(self._partial_sums(product, rows, weight), start, heads, norms, slots)
+        return self.rotate_store(self._partial_sums(gemm, rows, weight), start, heads, norms, slots)
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
-        product = self._swiglu(rows.shape[0], gate_up)
-        if product is None:
+        gemm = self._swiglu(rows.shape[0], gate_up)
+        if gemm is None:
             return super().linear_swiglu(rows, gate_up)
         out = rows.new_empty(rows.shape[0], gate_up.shape[0] // 2)
-        product(rows, gate_up, out, overlap=self._overlap)
+        gemm(rows, gate_up, out, overlap=self._overlap)
         return out
 
     def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        product = self._added(rows.shape[0], weight)
-        if product is None:
+        gemm = self._added(rows.shape[0], weight)
+        if gemm is None:
             return super().linear_add_norm(hidden, rows, weight, norm, eps)
-        return self.add_norm(hidden, self._partial_sums(product, rows, weight), norm, eps)
+        return self.add_norm(hidden, self._partial_sums(gemm, rows, weight), norm, eps)
 
-    def _partial_sums(self, product: Product, rows: Tensor, weight: Tensor) -> Tensor:
-        out = rows.new_empty(product.splits, rows.shape[0], weight.shape[0])
-        product(rows, weight, out, overlap=self._overlap)
+    def _partial_sums(self, gemm: Gemm, rows: Tensor, weight: Tensor) -> Tensor:
+        out = rows.new_empty(gemm.splits, rows.shape[0], weight.shape[0])
+        gemm(rows, weight, out, overlap=self._overlap)
         return out
 
-    def _projected(self, num_rows: int, qkv: Tensor) -> Product | None:
-        """The own product, where there is one."""
-        return split_product(num_rows, qkv, warpgroups=3) if num_rows <= MOST_TOKENS_PROJECTED else None
+    def _projected(self, num_rows: int, qkv: Tensor) -> Gemm | None:
+        """Our GEMM for this shape, or None where cuBLAS serves it."""
+        return split_k_gemm(num_rows, qkv, warpgroups=3) if num_rows <= MOST_TOKENS_PROJECTED else None
 
-    def _swiglu(self, num_rows: int, gate_up: Tensor) -> Product | None:
-        """The own product, where there is one."""
+    def _swiglu(self, num_rows: int, gate_up: Tensor) -> Gemm | None:
+        """Our GEMM for this shape, or None where cuBLAS serves it."""
         warpgroups = math.ceil(gate_up.shape[0] / UNIT / multiprocessors(gate_up.device))
         if num_rows > MOST_TOKENS_SWIGLU or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
             return None
-        return Product("store_swiglu", tile_for(num_rows, warpgroups))
+        return Gemm("store_swiglu", tile_for(num_rows, warpgroups))
 
-    def _added(self, num_rows: int, weight: Tensor) -> Product | None:
-        """The own product, where there is one."""
+    def _added(self, num_rows: int, weight: Tensor) -> Gemm | None:
+        """Our GEMM for this shape, or None where cuBLAS serves it."""
         width, inner = weight.shape
         most = MOST_TOKENS_ADDED if inner > width else MOST_TOKENS_SQUARE
-        return split_product(num_rows, weight, warpgroups=2) if num_rows <= most else None
+        return split_k_gemm(num_rows, weight, warpgroups=2) if num_rows <= most else None
 
 
-def split_product(num_rows: int, weight: Tensor, *, warpgroups: int) -> Product | None:
-    """One whose reduction is split among the multiprocessors, where it can be."""
+def split_k_gemm(num_rows: int, weight: Tensor, *, warpgroups: int) -> Gemm | None:
+    """A GEMM whose reduction is split so that every multiprocessor has a part, or None where it cannot be."""
     width, inner = weight.shape
     splits = multiprocessors(weight.device) // math.ceil(width / UNIT / warpgroups)
     if splits == 0 or not fits(weight):
         return None
-    return Product("store_partial", tile_for(num_rows, warpgroups), min(splits, math.ceil(inner / 256)))
+    return Gemm("store_partial", tile_for(num_rows, warpgroups), min(splits, math.ceil(inner / 256)))
 
 
 def tile_for(num_tokens: int, warpgroups: int) -> Tile:

@@ -52,7 +52,7 @@ def norm_kernel(hidden, weight, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constex
 @triton.jit
 def add_norm_kernel(
     hidden,  # [rows, WIDTH], added to
-    partial,  # [SPLITS, rows, WIDTH]: partial sums of a product
+    partial,  # [SPLITS, rows, WIDTH]: partial sums of a GEMM
     weight,
     out,
     eps,

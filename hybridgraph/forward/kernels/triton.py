@@ -1,4 +1,4 @@
-"""The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's products of many rows.
+"""The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's GEMMs.
 
 Block shapes are fixed, chosen by measurement on one H200 (README.md beside this): nothing is tuned at
 run time, so nothing can be tuned inside a capture.
@@ -93,7 +93,7 @@ class TritonKernels:
             WIDTH=width,
             SPLITS=splits,
             BLOCK=triton.next_power_of_2(width),
-            # As few registers as let the next product's block in beside it, which needs more of them for more rows.
+            # As few registers as let a block of the next GEMM start beside it, which needs more of them for more rows.
             num_warps=_row_warps(width) if rows <= 128 else 4,
         )
         return out
