@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -23,6 +24,13 @@ OPENING = (
     *("model", "load_format", "dtype", "device", "seed", "ops", "forward"),
     *("max_graphs", "precapture", "async_capture", "max_seq_len"),
 )
+# The least and the most that a setting can be.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("ttft_iterations", "p99_iterations", "decode_tokens", "warmup", "seed"), (0, MAX_ITERATIONS)),
+    **dict.fromkeys(("max_graphs", "max_seq_len"), (1, MAX_ITERATIONS)),
+    "pause_ms": (0, MAX_PAUSE_MS),
+    "temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE),
+}
 
 
 def _setting(default: Any, help_text: str, **arguments: Any) -> Any:
@@ -49,10 +57,16 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(lengths))
 
 
+def flag_of(name: str) -> str:
+    """How the setting ``name`` is spelled on a command line."""
+    return "--" + name.replace("_", "-")
+
+
 def as_flag(name: str, value: Any) -> str:
-    """The setting ``name`` as it is written on a command line."""
-    flag = name.replace("_", "-")
-    return f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}"
+    """The setting ``name`` and its value as they are written on a command line."""
+    if isinstance(value, bool):
+        return flag_of(name if value else f"no_{name}")
+    return f"{flag_of(name)} {shlex.quote(str(value))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,33 +123,14 @@ class Config:
     def __post_init__(self) -> None:
         """Raise UserError for the first value that no run could use."""
         for name in ("model", "prompt_file", "output_dir", "socket"):
-            value = getattr(self, name)
-            if value == "":
-                raise UserError(f"--{name.replace('_', '-')} is empty")
-            if value is not None and not value.isascii() and value != value.encode(errors="replace").decode():
-                raise UserError(f"--{name.replace('_', '-')} {value!a}: a name that is no UTF-8 cannot be recorded")
+            _check_text(name, getattr(self, name))
         if not self.prompt_lengths or min(self.prompt_lengths) < 1:
             raise UserError(f"--prompt-lengths {self.prompt_lengths}: a length is 1 or more")
-        for name, least in (
-            ("ttft_iterations", 0),
-            ("p99_iterations", 0),
-            ("decode_tokens", 0),
-            ("warmup", 0),
-            ("seed", 0),
-            ("max_graphs", 1),
-        ):
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if not least <= value <= MAX_ITERATIONS:
-                raise UserError(f"--{name.replace('_', '-')} {value}: from {least} to {MAX_ITERATIONS}")
-        if not 0.0 <= self.pause_ms <= MAX_PAUSE_MS:
-            raise UserError(f"--pause-ms {self.pause_ms:g}: from 0 to {MAX_PAUSE_MS}")
-        if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
-            raise UserError(
-                f"--temperature {self.temperature}: from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g} "
-                "(--greedy takes the likeliest)"
-            )
-        if self.max_seq_len is not None and not 1 <= self.max_seq_len <= MAX_ITERATIONS:
-            raise UserError(f"--max-seq-len {self.max_seq_len}: from 1 to {MAX_ITERATIONS}")
+            if value is not None and not least <= value <= most:
+                hint = " (--greedy takes the likeliest)" if name == "temperature" else ""
+                raise UserError(f"{flag_of(name)} {value}: from {least} to {most}{hint}")
         if self.prompt_file is not None and self.load_format != "auto":
             raise UserError("--prompt-file needs a tokenizer and real weights: add --load-format auto")
         if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,4})?", self.device):
@@ -178,7 +173,7 @@ class Config:
         """Raise UserError where another opening was asked for than ``by``, opened with ``served``, has."""
         for name in OPENING:
             asked = getattr(self, name)
-            if asked not in (getattr(Config, name), served.get(name, asked)):
+            if asked != getattr(Config, name) and not _same(name, asked, served.get(name, asked)):
                 raise UserError(f"{as_flag(name, asked)}: {by} has {served[name]}")
 
     def opened_as(self, served: Mapping[str, Any]) -> Config:
@@ -199,29 +194,45 @@ class Config:
         return asdict(self) | {"prompt_lengths": list(self.prompt_lengths)}
 
 
-class _Parser(argparse.ArgumentParser):
+def _check_text(name: str, value: str | None) -> None:
+    if value == "":
+        raise UserError(f"{flag_of(name)} is empty")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{flag_of(name)} {value!a}: a name that is no UTF-8 cannot be recorded") from None
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same: of lengths to capture, neither spelling nor order counts."""
+    if name == "precapture" and one and other:
+        return set(parse_lengths(one)) == set(parse_lengths(other))
+    return bool(one == other)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are UserError, and whose description is shown as it was written."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists every flag)")
 
 
-def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
-    flag = "--" + setting.name.replace("_", "-")
-    arguments = dict(setting.metadata)
-    if isinstance(setting.default, bool):
+def _add_flag(parser: Parser, setting: Field[Any]) -> None:
+    name, default, arguments = setting.name, setting.default, dict(setting.metadata)
+    if isinstance(default, bool):
         # The flag says the opposite of the default, so that one word changes it.
-        if setting.default:
-            parser.add_argument(
-                "--no-" + setting.name.replace("_", "-"),
-                dest=setting.name,
-                action="store_false",
-                help=f"do not {arguments['help']}",
-            )
-        else:
-            parser.add_argument(flag, dest=setting.name, action="store_true", help=arguments["help"])
+        help_text = f"do not {arguments['help']}" if default else arguments["help"]
+        action = "store_false" if default else "store_true"
+        parser.add_argument(as_flag(name, not default), dest=name, action=action, help=help_text)
         return
-    if setting.default is not None and setting.name != "prompt_lengths":
-        arguments["help"] += f" (default: {setting.default})"
-    parser.add_argument(flag, dest=setting.name, default=setting.default, **arguments)
+    if default is not None and name != "prompt_lengths":
+        arguments["help"] += f" (default: {default})"
+    parser.add_argument(flag_of(name), dest=name, default=default, **arguments)
 
 
 def parse_args(
@@ -232,7 +243,7 @@ def parse_args(
     ``measures``: whether its requests will be made here; a generator is told only what to be ready for.
     ``without``: the settings that are not its user's to choose.
     """
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description)
     for setting in fields(Config):
         if setting.name not in without:
             _add_flag(parser, setting)

@@ -21,7 +21,7 @@ from hybridgraph.errors import UserError, guarded
 from hybridgraph.output import OutputLost, printing
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.results import ResultFiles, set_all_aside
-from hybridgraph.run_record import record_not_run
+from hybridgraph.run_record import known_of_run, record_not_run, run_id_of
 from hybridgraph.signals import stop_signals_raise
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = Tru
 
         def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
             # Whoever reads our output is a client of this very run, and shows the progress that it is told.
-            with progress_bars(ticking=True, shown=sys.stdout.isatty()) as bars:
+            with progress_bars(ticking=True, shown=sys.stdout is not None and sys.stdout.isatty()) as bars:
 
                 def both(stage: str, done: int, total: int) -> None:
                     bars(stage, done, total)
@@ -204,6 +204,7 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
     """Where a case cannot run, its column in the tables says why. What needs no model to be told is told first."""
     files = ResultFiles(config.output_path, case.name)
     files.prepare()
+    earlier = run_id_of(config.output_path, case.name)
     try:
         if config.prompt_file is not None:
             from hybridgraph.sources.prompt_file import read_text
@@ -215,7 +216,9 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
     except UserError as error:
         if not (config.resume and files.path("_samples.jsonl").exists()):  # else it ran, and can still go on
             with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
-                record_not_run(config.output_path, case.name, str(error))
+                latest = run_id_of(config.output_path, case.name)
+                begun = latest if latest != earlier else ""
+                record_not_run(config.output_path, case.name, str(error), run_id=begun)
         raise
 
 
@@ -233,7 +236,10 @@ def _not_run(arguments: Sequence[str]) -> int:
     def body() -> int:
         if len(arguments) != 4 or arguments[2] != "--output-dir":
             raise UserError("usage: python -m hybridgraph.main not-run CASE_NAME REASON --output-dir DIR")
-        record_not_run(Path(arguments[3]), arguments[0], arguments[1])
+        name, reason, directory = arguments[0], arguments[1], Path(arguments[3])
+        run_id = run_id_of(directory, name)  # of this very run, or of the one it resumes: new-run sets others aside
+        if "stats" not in known_of_run(directory, name, run_id):  # else it was measured to its end
+            record_not_run(directory, name, reason, run_id=run_id)
         return 0
 
     return guarded(body, interrupted=INTERRUPTED)

@@ -14,9 +14,10 @@ ENVIRONMENT = "environment.json"
 
 
 def update_environment(directory: Path, section: str, name: str, entry: Any) -> None:
-    """Set ``environment.json``'s ``section`` (``cases`` or ``not_run``) entry of the case ``name``, keeping the others.
+    """Set the entry of the case ``name`` in a section of ``environment.json``, keeping the others.
 
-    A case that ran is no longer among those that did not.
+    ``section``: ``cases`` (what ran), ``not_run`` (why a case has no rows, or no more) or ``ended_early`` (the run_id
+    of the run that ended for that reason; empty where none had begun). A case that ran is in the first alone.
     """
     path = directory / ENVIRONMENT
     with writing(path):
@@ -26,13 +27,14 @@ def update_environment(directory: Path, section: str, name: str, entry: Any) -> 
         content = read_environment(path)
         content[section][name] = entry
         if section == "cases":
-            content["not_run"].pop(name, None)
+            for other in ("not_run", "ended_early"):
+                content[other].pop(name, None)
         write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def read_environment(path: Path) -> dict[str, dict[str, Any]]:
     """What ``update_environment`` has written; nothing where it has not. Raises UserError for another file."""
-    content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}}
+    content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}, "ended_early": {}}
     try:
         content |= json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -56,6 +58,13 @@ def known_of_run(directory: Path, name: str, run_id: str) -> dict[str, Any]:
     return case if case.get("identity", {}).get("run_id") == run_id else {}
 
 
-def record_not_run(directory: Path, name: str, reason: str) -> None:
-    """Leave word of why the case ``name`` has no results: its column in the tables will say so."""
+def run_id_of(directory: Path, name: str) -> str:
+    """The run of the case ``name`` that ``environment.json`` tells of; empty where it tells of none."""
+    case: dict[str, Any] = read_environment(directory / ENVIRONMENT)["cases"].get(name, {})
+    return str(case.get("identity", {}).get("run_id", ""))
+
+
+def record_not_run(directory: Path, name: str, reason: str, *, run_id: str = "") -> None:
+    """Leave word of why the case ``name`` has no results, or why its run ``run_id`` has no more of them."""
+    update_environment(directory, "ended_early", name, run_id)
     update_environment(directory, "not_run", name, reason)

@@ -3,7 +3,7 @@
 import pytest
 
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS
-from hybridgraph.config import Config, parse_args, parse_lengths
+from hybridgraph.config import Config, as_flag, flag_of, parse_args, parse_lengths
 from hybridgraph.errors import UserError
 
 
@@ -62,9 +62,11 @@ def test_flags_reach_their_fields() -> None:
         ("--ttft-iterations 0 --p99-iterations 0", "nothing to measure"),
         ("--device cuda:99999999999999999999", "cuda:99"),
         ("--max-seq-len 0", "max-seq-len 0"),
-        ("--temperature 0", "temperature 0"),
+        ("--temperature 0", r"temperature 0.0: .*\(--greedy takes the likeliest\)"),
+        ("--temperature 101", "temperature 101.0: from 0.001 to 100"),
         ("--temperature 1e-39", "temperature 1e-39"),
-        ("--output-dir a\udcfe", "no UTF-8"),
+        ("--output-dir a\udcfe", "output-dir 'a.udcfe': a name that is no UTF-8"),
+        ("--model é\udcfe", "no UTF-8"),
         ("--temperature nan", "nan"),
         ("--max-graphs 0", "max-graphs 0"),
         ("--device gpu", "gpu"),
@@ -107,6 +109,25 @@ def test_what_a_source_was_opened_with_is_what_is_recorded() -> None:
     with pytest.raises(UserError, match="--no-async-capture: it has True"):
         Config(async_capture=False).require_opened_as(served, "it")
     assert asked.opened_as({}) == asked
+
+
+@pytest.mark.parametrize("asked", ["9,4", "4,9", "4-9:5", "9,4,9"])
+def test_lengths_to_capture_are_compared_by_what_they_mean(asked: str) -> None:
+    Config(precapture=asked).require_opened_as(Config(precapture="9,4").as_json(), "it")
+    for served, has in ((Config(precapture="4,10"), "4,10"), (Config(), "None")):
+        with pytest.raises(UserError, match=f"--precapture {asked}: it has {has}"):
+            Config(precapture=asked).require_opened_as(served.as_json(), "it")
+
+
+def test_a_flag_is_spelled_as_it_is_parsed() -> None:
+    assert flag_of("max_seq_len") == "--max-seq-len"
+    assert as_flag("share_buffers", True) == "--share-buffers"
+    assert as_flag("async_capture", False) == "--no-async-capture"
+    assert as_flag("prompt_file", "my text.txt") == "--prompt-file 'my text.txt'"
+
+
+def test_names_of_any_script_are_taken() -> None:
+    assert Config(output_dir="größe/結果").output_path.name == "結果"
 
 
 def test_a_generator_is_told_what_to_be_ready_for_not_what_to_measure() -> None:

@@ -14,6 +14,7 @@ import pytest
 from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5, HF_STATIC, PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.errors import UserError
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
+from hybridgraph.report import plots
 from hybridgraph.report.claims import (
     PUBLISHED_P99,
     PUBLISHED_TTFT,
@@ -23,6 +24,7 @@ from hybridgraph.report.claims import (
 )
 from hybridgraph.report.load import ADDED_LATER, load_results
 from hybridgraph.report.main import generate_final_tables
+from hybridgraph.report.plots import floor_of
 from hybridgraph.report.tables import P99, TTFT, build_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +87,20 @@ def test_what_the_gpu_spent_is_told_by_time_and_by_request(tmp_path: Path) -> No
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     report = (tmp_path / "final_report.md").read_text()
     assert "| JIT+CUDA | 10 | 500.00 | 200.00 | 25.00 | 0.00 | 1500 |\n| JIT+CUDA | 400 | not told" in report
+    assert "over rows of some tenths of a second to a few seconds" in report
+    assert "The first row of a case may still count the phase before it." in report
+
+
+def test_what_graphs_cost_is_told_with_what_it_was_counted_over(tmp_path: Path) -> None:
+    write(tmp_path, CASE4, {10: 5.0})
+    costs = {"seconds_a_graph": 0.5, "driver_mib_a_graph": 6.0, "saved_ms_a_request": 5.0, "requests_to_pay_back": 100}
+    (tmp_path / "environment.json").write_text(
+        json.dumps({"cases": {CASE4.name: {"stats": {"economics": costs, "counters": {"exact": 9, "padded": 0}}}}})
+    )
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert "| JIT+CUDA | 0.50 | 6.00 | 5.00 | 100 |  | exact 9 |" in report
+    assert "medians over the prefill graphs captured before serving" in report
 
 
 @pytest.mark.parametrize(
@@ -141,6 +157,35 @@ def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.Capt
         "JIT+CUDA: the rows are from before its last attempt, which ended early: out of memory",
     ):
         assert remark in told and f"- {remark}" in (tmp_path / "final_report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ended_early", "sentence"),
+    [
+        ({CASE1.name: "r1"}, "Baseline: the run ended early: out of memory"),
+        ({CASE1.name: "r0"}, "Baseline: the rows are from before its last attempt, which ended early: out of memory"),
+        ({CASE1.name: ""}, "Baseline: the rows are from before its last attempt, which ended early: out of memory"),
+        ({CASE1.name: ["r1"]}, "Baseline: the rows are from before its last attempt, which ended early: out of memory"),
+    ],
+    ids=str,
+)
+def test_which_run_it_was_that_ended_early(tmp_path: Path, ended_early: dict[str, object], sentence: str) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    environment = {"not_run": {CASE1.name: "out of memory"}, "ended_early": ended_early}
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
+    assert load_results(tmp_path).remarks == [sentence]
+
+
+def test_a_text_and_differing_positions_are_told(tmp_path: Path) -> None:
+    records = {}
+    for case, settings in ((CASE1, {"prompt_file": "texts/a b.txt"}), (CASE4, {"max_seq_len": 1024})):
+        write(tmp_path, case, {10: 20.0}, ops=case.ops or "")
+        records[case.name] = {"configuration": {"max_seq_len": 512} | settings}
+    (tmp_path / "environment.json").write_text(json.dumps({"cases": records}))
+    assert load_results(tmp_path).remarks == [
+        "Baseline: measured with --prompt-file 'texts/a b.txt', --max-seq-len 512",
+        "JIT+CUDA: measured with --max-seq-len 1024",
+    ]
 
 
 def test_settings_that_all_cases_share_are_told_once(tmp_path: Path) -> None:
@@ -234,6 +279,27 @@ def test_claims_are_judged_on_protocol_and_warm_means(tmp_path: Path) -> None:
     assert "| CUDA Graph / hybrid, P99 | 1.23 × | 1.21 × | 1.12 ×: does not hold | not measured |" in report
     assert "| 17 | 9 | 2 of 4: does not hold | not measured |" in report
     assert "| 8 of 8 | 8 of 8 | 1 of 2: does not hold | not measured |" in report
+    assert "the table under 'What the means hold' shows which case pays for what there" in report
+    assert "capture before" not in report
+
+
+def test_what_holds_against_some_rivals_only_is_no_verdict(tmp_path: Path) -> None:
+    def report() -> str:
+        assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+        return (tmp_path / "final_report.md").read_text()
+
+    for case, ms in ((CASE1, 20.0), (CASE2, 3.0), (CASE3, 30.0), (CASE4, 4.0), (CASE4_FUSED, 2.0)):
+        write(tmp_path, case, {10: ms, 50: ms})
+    without = "without TensorRT-LLM, which was not measured"
+    assert f"| 17 | 9 | 0 of 4: does not hold | 4 of 4 {without} |" in report()
+    assert f"| 8 of 8 | 8 of 8 | 2 of 2 {without} | 0 of 2: does not hold |" in report()
+    (tmp_path / f"{CASE1.name}_p99.csv").unlink()
+    without = "without Baseline and TensorRT-LLM, which were not measured"
+    assert f"| 4 of 4 {without} |" in report(), "a rival counts as measured where both tables have it"
+    write(tmp_path, CASE1, {10: 20.0, 50: 20.0})
+    write(tmp_path, CASE5, {10: 5.0, 50: 5.0})
+    assert "| 17 | 9 | 0 of 4: does not hold | 4 of 4: holds |" in report()
+    assert "| 8 of 8 | 8 of 8 | 2 of 2: holds | 0 of 2: does not hold |" in report()
 
 
 @pytest.mark.parametrize(
@@ -289,6 +355,56 @@ def test_a_length_sweep_is_plotted(tmp_path: Path) -> None:
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     assert (tmp_path / "final_growth.png").read_bytes().startswith(b"\x89PNG")
     assert "final_growth.png" in (tmp_path / "final_report.md").read_text()
+
+
+def test_the_floor_is_of_a_run_that_is_named(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0, 50: 20.0}, floor_ms="3.0")
+    write(tmp_path, CASE4, {50: 5.0, 10: 5.0}, floor_ms="3.5")
+    write(tmp_path, CASE5, {10: 5.0, 50: 6.0})
+    results = load_results(tmp_path)
+    for metric in (TTFT, P99):
+        found = floor_of(build_table(results, metric), results)
+        assert found is not None
+        assert (found[0].title, dict(found[1])) == ("JIT+CUDA", {10: 3.5, 50: 3.5}), "TensorRT-LLM's knows no rates"
+    write(tmp_path, CASE4, {10: 5.0})
+    write(tmp_path, CASE1, {10: 5.0})
+    results = load_results(tmp_path)
+    assert floor_of(build_table(results, TTFT), results) is None
+
+
+def test_a_plot_names_whose_floor_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(plots, "_label_ends", lambda axes, last, ends: labels.extend(label for _, label, _ in ends))
+    write(tmp_path, CASE4, {10: 5.0}, floor_ms="3.0")
+    results = load_results(tmp_path)
+    plots.plot_table(build_table(results, TTFT), results, tmp_path / "plot.png")
+    assert labels == ["JIT+CUDA", "floor (JIT+CUDA)"]
+
+
+def test_what_the_report_says_needs_no_matplotlib() -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; import hybridgraph.report.markdown"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("flags", [["--bogus"], ["--output-dir"], ["--js"], ["more"]], ids=str)
+def test_a_wrong_flag_is_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate_final_tables(flags) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+
+
+def test_help_shows_the_description_as_it_was_written() -> None:
+    command = [sys.executable, "generate_final_tables.py", "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "\n    python generate_final_tables.py --output-dir output\n" in run.stdout
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    (tmp_path / "final_report.md").mkdir()
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: cannot write {tmp_path}: Is a directory\n"
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5, PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.report.tables import Table
@@ -76,13 +79,47 @@ def measured_speedup(table: Table, over: Case, hybrid: Case) -> float | None:
     return averages[over.column] / averages[hybrid.column]
 
 
-def measured_wins(table: Table, hybrid: Case) -> tuple[int, int] | None:
-    """(rows won, rows) of ``hybrid`` against the study's other cases; None where it was not measured."""
-    rivals = [case.column for case in COLUMNS if case != CASE4] + [hybrid.column]
-    values = table.values[[column for column in rivals if column in table.values]].dropna(axis=1, how="all").dropna()
-    if hybrid.column not in values or values.shape[1] < 2:
-        return None
-    return int((values[hybrid.column] == values.min(axis=1)).sum()), len(values)
+@dataclass(frozen=True)
+class Wins:
+    """In how many rows a case is lowest, and which of its rivals were not measured and so could not win any."""
+
+    won: int
+    rows: int
+    absent: tuple[Case, ...] = ()
+
+    def verdict(self, claimed_share: float) -> str:
+        """Whether the claim holds: rivals that were not measured leave that open, but never make it true."""
+        if not self.rows:
+            return "not measured"
+        told = f"{self.won} of {self.rows}"
+        if self.won / self.rows < claimed_share:
+            return f"{told}: does not hold"
+        if self.absent:
+            names = " and ".join(case.title for case in self.absent)
+            return f"{told} without {names}, which {'was' if len(self.absent) == 1 else 'were'} not measured"
+        return f"{told}: holds"
+
+
+def count_wins(values: pd.DataFrame, case: Case, rivals: Sequence[Case]) -> Wins:
+    """Over the rows that ``case`` and all measured rivals have; no rows where there is nothing to compare."""
+    known = values[[c.column for c in (case, *rivals)]].dropna(axis=1, how="all").dropna()
+    absent = tuple(rival for rival in rivals if rival.column not in known)
+    if case.column not in known or len(absent) == len(rivals):
+        return Wins(0, 0)
+    return Wins(int((known[case.column] == known.min(axis=1)).sum()), len(known), absent)
+
+
+def rows_won(tables: dict[str, Table], hybrid: Case) -> Wins:
+    """By the hybrid, of TTFT and of P99, against the study's other cases."""
+    rivals = [case for case in COLUMNS if case != CASE4]
+    ttft, p99 = (count_wins(tables[key].values, hybrid, rivals) for key in ("ttft", "p99"))
+    return Wins(ttft.won + p99.won, ttft.rows + p99.rows, tuple(c for c in rivals if c in (*ttft.absent, *p99.absent)))
+
+
+def cuda_graph_lowest(table: Table, hybrid: Case) -> Wins:
+    """In how many rows up to 350 tokens CUDA Graph is lowest, against the study's other cases with this hybrid."""
+    found = count_wins(table.values[table.values.index <= 350], CASE2, (CASE1, CASE3, hybrid, CASE5))
+    return Wins(0, 0) if hybrid in found.absent else found
 
 
 def claim_rows(tables: dict[str, Table]) -> list[list[str]]:
@@ -100,10 +137,8 @@ def claim_rows(tables: dict[str, Table]) -> list[list[str]]:
         f"{published_wins(PUBLISHED_P99, CASE2)} of 8",
     ]
     for hybrid in HYBRIDS:
-        counted = [found for key in ("ttft", "p99") if (found := measured_wins(tables[key], hybrid)) is not None]
-        share = CLAIMED_WINS / CLAIMED_ROWS
-        wins.append(_count_verdict(sum(c[0] for c in counted), sum(c[1] for c in counted), share))
-        lowest.append(_count_verdict(*_cuda_graph_wins(tables["p99"], hybrid), 1))
+        wins.append(rows_won(tables, hybrid).verdict(CLAIMED_WINS / CLAIMED_ROWS))
+        lowest.append(cuda_graph_lowest(tables["p99"], hybrid).verdict(1))
     return [*rows, wins, lowest]
 
 
@@ -117,21 +152,6 @@ def speedup_verdict(claim: SpeedupClaim, tables: dict[str, Table], hybrid: Case)
             verdict = "holds" if value >= claim.claimed else "does not hold"
             parts.append(f"{name} {value:.2f} ×: {verdict}".strip())
     return "; ".join(parts) or "not measured"
-
-
-def _cuda_graph_wins(table: Table, hybrid: Case) -> tuple[int, int]:
-    rivals = [case.column for case in (CASE1, CASE2, CASE3, hybrid, CASE5)]
-    rows = table.values[table.values.index <= 350][rivals].dropna(axis=1, how="all")
-    if CASE2.column not in rows or hybrid.column not in rows:
-        return 0, 0
-    rows = rows.dropna()
-    return int((rows[CASE2.column] == rows.min(axis=1)).sum()), len(rows)
-
-
-def _count_verdict(won: int, of: int, claimed_share: float) -> str:
-    if not of:
-        return "not measured"
-    return f"{won} of {of}: {'holds' if won / of >= claimed_share else 'does not hold'}"
 
 
 assert len(PUBLISHED_TTFT) == len(PUBLISHED_P99) == len(PAPER_PROMPT_LENGTHS)

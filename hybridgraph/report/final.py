@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hybridgraph.errors import UserError
+from hybridgraph.files import writing
 from hybridgraph.output import printing
 from hybridgraph.report.load import Results, load_results
 from hybridgraph.report.markdown import provenance, render
-from hybridgraph.report.plots import is_emulated, plot_growth, plot_table
+from hybridgraph.report.plots import plot_growth, plot_table
 from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Table, build_table
 
 FILES = {"ttft": "final_ttft_table.csv", "p99": "final_p99_table.csv", "decode": "final_decode_table.csv"}
@@ -24,10 +24,8 @@ def write_final_tables(directory: Path, *, as_json: bool) -> None:
     tables = {
         metric.key: build_table(results, metric) for metric in (TTFT, WARM, P99, DECODE) if _has(results, metric.kind)
     }
-    try:
+    with writing(directory):
         _write(directory, results, tables)
-    except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror or error}") from None
     with printing():
         _show(results, tables)
         if as_json:
@@ -56,7 +54,7 @@ def _write(directory: Path, results: Results, tables: dict[str, Table]) -> None:
 
 def _show(results: Results, tables: dict[str, Table]) -> None:
     print(provenance(results))
-    if is_emulated(results):
+    if results.is_emulated:
         print("graphs are EMULATED: these are not CUDA Graph results")
     for table in tables.values():
         print(f"\n{table.metric.heading}, ms")

@@ -19,8 +19,8 @@ from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
-# Settings that decide a result and are in no column of its row; those that follow the lengths or the model are not.
-UNTOLD = ("seed", "max_graphs", "precapture", "async_capture", "share_buffers", "decode_tokens")
+# Settings that decide a result and are in no column of its row.
+UNTOLD = ("seed", "max_graphs", "precapture", "async_capture", "share_buffers", "decode_tokens", "prompt_file")
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 # A file from before such a column has unknown cells there.
@@ -42,14 +42,19 @@ class Results:
     def cases(self, kind: str) -> list[Case]:
         """The study's cases, measured or not, and the peers that were measured; emulated graphs are in the title."""
         shown = (*CASES, *(peer for peer in PEERS if peer.name in self.tables[kind]))
-        return [replace(c, title=f"{c.title} (emulated)") if self._emulated(kind, c) else c for c in shown]
+        return [replace(c, title=f"{c.title} (emulated)") if self._emulated(kind, c.name) else c for c in shown]
 
     def missing(self) -> list[Case]:
         """Those of the study that were not measured at all."""
         return [case for case in CASES if all(case.name not in rows for rows in self.tables.values())]
 
-    def _emulated(self, kind: str, case: Case) -> bool:
-        rows = self.tables[kind].get(case.name)
+    @property
+    def is_emulated(self) -> bool:
+        """Whether any row kept was served by emulated graphs."""
+        return any(self._emulated(kind, name) for kind, rows in self.tables.items() for name in rows)
+
+    def _emulated(self, kind: str, name: str) -> bool:
+        rows = self.tables[kind].get(name)
         return rows is not None and bool((rows["graph_backend"] == "emulated").any())
 
     def told(self, case: Case, *path: str) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def load_results(directory: Path) -> Results:
         (kind, case.name): read_table(path, columns)
         for kind, columns in KINDS.items()
         for case in (*CASES, *PEERS)
-        if (path := directory / f"{case.name}_{kind}.csv").exists()
+        if _exists(path := directory / f"{case.name}_{kind}.csv")
     }
     if not found:
         raise UserError(f"{directory} holds no result files: run a case first, or give its --output-dir")
@@ -88,11 +93,18 @@ def load_results(directory: Path) -> Results:
             left_out.append(f"{name}_{kind}.csv (run {table['run_id'].iloc[0]}) is left out: {other}")
         else:
             tables[kind][name] = table.set_index("prompt_length")
-    sweep = read_table(directory / SWEEP, TTFT_COLUMNS) if (directory / SWEEP).exists() else None
+    sweep = read_table(directory / SWEEP, TTFT_COLUMNS) if _exists(directory / SWEEP) else None
     if sweep is not None and (other := _differences(sweep, identity, ("device", "model", "dtype", "load_format"))):
         left_out.append(f"{SWEEP} is left out: {other}")
         sweep = None
     return Results(tables, identity, environment, left_out, _remarks(tables, environment), sweep)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{path} cannot be looked at: {error.strerror or error}") from None
 
 
 def _differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequence[str]) -> str:
@@ -119,7 +131,10 @@ def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, 
         if served := told[case].get("served_before"):
             remarks.append(f"{case.title}: its generator had answered {served} requests before: no request is cold")
         if reason := environment["not_run"].get(case.name):
-            remarks.append(f"{case.title}: the rows are from before its last attempt, which ended early: {reason}")
+            run_ids = [run_id for rows in found for run_id in rows["run_id"]]
+            ended = environment["ended_early"].get(case.name) in run_ids
+            what = "the run" if ended else "the rows are from before its last attempt, which"
+            remarks.append(f"{case.title}: {what} ended early: {reason}")
     return remarks
 
 
@@ -135,11 +150,13 @@ def _commits(measured: dict[Case, list[pd.DataFrame]]) -> list[str]:
 
 
 def _settings(configurations: dict[Case, dict[str, Any]]) -> list[str]:
-    """The settings that no row tells and that are not the default, as flags."""
+    """The settings that no row tells and that are not the default, as flags; of positions, those that differ."""
+    positions = {configuration.get("max_seq_len") for configuration in configurations.values()} - {None}
+    names = (*UNTOLD, "max_seq_len") if len(positions) > 1 else UNTOLD
     unusual = {
         case.title: ", ".join(
             as_flag(name, configuration[name])
-            for name in UNTOLD
+            for name in names
             if configuration.get(name, getattr(Config, name)) != getattr(Config, name)
         )
         for case, configuration in configurations.items()

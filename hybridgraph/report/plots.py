@@ -27,10 +27,10 @@ def plot_table(table: Table, results: Results, path: Path) -> None:
         line = table.values[case.column].dropna()
         axes.plot(line.index, line, marker="o", markersize=3.5, linewidth=1.6, color=_color(case))
         ends.append((float(line.iloc[-1]), case.title, _color(case)))
-    floor = _floor(table, results)
-    if floor is not None:
+    if (found := floor_of(table, results)) is not None:
+        case, floor = found
         axes.plot(floor.index, floor, linestyle="--", linewidth=1.2, color=_FLOOR)
-        ends.append((float(floor.iloc[-1]), "floor", _FLOOR))
+        ends.append((float(floor.iloc[-1]), f"floor ({case.title})", _FLOOR))
     axes.set_ylim(bottom=0)
     _label_ends(axes, float(max(table.values.index)), ends)
     _save(figure, path)
@@ -83,10 +83,14 @@ def _label_ends(axes: Any, last: float, ends: list[tuple[float, str, Any]]) -> N
         )
 
 
-def _floor(table: Table, results: Results) -> pd.Series[float] | None:
-    source = results.tables["ttft"] if table.metric.kind == "p99" else results.tables[table.metric.kind]
-    known = [rows["floor_ms"].dropna() for rows in source.values() if rows["floor_ms"].notna().any()]
-    return known[-1].sort_index() if known else None
+def floor_of(table: Table, results: Results) -> tuple[Case, pd.Series[float]] | None:
+    """The floor by the rates that one run measured, and whose that was: of those measured, the last one that knows."""
+    rows_of = results.tables["ttft" if table.metric.kind == "p99" else table.metric.kind]
+    for case in reversed(table.measured):
+        rows = rows_of.get(case.name)
+        if rows is not None and rows["floor_ms"].notna().any():
+            return case, rows["floor_ms"].dropna().sort_index()
+    return None
 
 
 def _subtitle(results: Results) -> str:
@@ -97,14 +101,7 @@ def _subtitle(results: Results) -> str:
 
 
 def _emulated(results: Results) -> str:
-    return " (graphs EMULATED: not CUDA Graph results)" if is_emulated(results) else ""
-
-
-def is_emulated(results: Results) -> bool:
-    """Whether any row kept was served by emulated graphs."""
-    return any(
-        (rows["graph_backend"] == "emulated").any() for kind in results.tables.values() for rows in kind.values()
-    )
+    return " (graphs EMULATED: not CUDA Graph results)" if results.is_emulated else ""
 
 
 def _color(case: Case) -> Any:

@@ -1,0 +1,117 @@
+"""The entry points in this process, over sources and engines that are none."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridgraph import main
+from hybridgraph.cases import CASE1
+from hybridgraph.errors import UserError
+from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.report.load import load_results
+from hybridgraph.run_record import read_environment, run_id_of
+
+
+class DyingSource:
+    """Answers at once, until its process is gone."""
+
+    info = SourceInfo(
+        model="none", dtype="float32", load_format="dummy", device="nothing", vocab_size=100, max_seq_len=512
+    )
+
+    def __init__(self, answers: int) -> None:
+        self._left = answers
+
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        if not self._left:
+            raise UserError("the generator is gone")
+        self._left -= 1
+        for token in range(request.max_new_tokens):
+            emit(token)
+        return Report(graph_path="eager")
+
+    def stats(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``attempt(opened)``: Case 1 over what that returns, six requests in all."""
+
+    def run(opened: Callable[[], DyingSource]) -> int:
+        monkeypatch.setattr(main, "_opened", lambda config, case: opened())
+        flags = ("--prompt-lengths", "3,7", "--ttft-iterations", "2", "--p99-iterations", "1")
+        return main.run_case("case1", [*flags, "--output-dir", str(tmp_path)])
+
+    return run
+
+
+def refused() -> DyingSource:
+    raise UserError("no such model")
+
+
+def remarks(directory: Path) -> list[str]:
+    return [remark for remark in load_results(directory).remarks if "ended early" in remark]
+
+
+def test_whose_end_a_reason_is(attempt: Callable[..., int], tmp_path: Path) -> None:
+    assert attempt(refused) == 2
+    recorded = read_environment(tmp_path / "environment.json")
+    assert (recorded["not_run"], recorded["ended_early"]) == ({CASE1.name: "no such model"}, {CASE1.name: ""})
+    assert attempt(lambda: DyingSource(3)) == 2
+    assert remarks(tmp_path) == ["Baseline: the run ended early: the generator is gone"]
+    assert attempt(refused) == 2
+    before = "Baseline: the rows are from before its last attempt, which ended early"
+    assert remarks(tmp_path) == [f"{before}: no such model"]
+    assert attempt(lambda: DyingSource(3)) == 2
+    assert remarks(tmp_path) == ["Baseline: the run ended early: the generator is gone"], "another run, another end"
+    assert attempt(lambda: DyingSource(6)) == 0
+    recorded = read_environment(tmp_path / "environment.json")
+    assert recorded["not_run"] == recorded["ended_early"] == {}
+    assert remarks(tmp_path) == []
+    assert attempt(refused) == 2
+    assert remarks(tmp_path) == [f"{before}: no such model"]
+
+
+def not_run(directory: Path, reason: str) -> None:
+    assert main.main(["not-run", CASE1.name, reason, "--output-dir", str(directory)]) == 0
+
+
+def test_a_script_tells_the_end_of_the_run_that_lies_there(attempt: Callable[..., int], tmp_path: Path) -> None:
+    not_run(tmp_path, "not asked for")
+    assert read_environment(tmp_path / "environment.json")["not_run"] == {CASE1.name: "not asked for"}
+    attempt(lambda: DyingSource(3))
+    not_run(tmp_path, "failed with exit code 139")
+    assert remarks(tmp_path) == ["Baseline: the run ended early: failed with exit code 139"]
+    attempt(lambda: DyingSource(6))
+    not_run(tmp_path, "not asked for")
+    assert remarks(tmp_path) == [], "it was measured to its end"
+
+
+def test_an_environment_from_before_ends_were_recorded_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({"cases": {CASE1.name: {"identity": {"run_id": "r1"}}}, "not_run": {"x": "why"}}))
+    assert read_environment(path)["not_run"] == {"x": "why"}
+    assert (run_id_of(tmp_path, CASE1.name), run_id_of(tmp_path, "x")) == ("r1", "")
+
+
+def test_a_generator_with_its_standard_output_closed_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def serve_nobody(listener: object, open_engine: Callable[..., object], *, on_ready: Callable[[], None]) -> int:
+        open_engine(lambda stage, done, total: None)
+        on_ready()
+        return 0
+
+    monkeypatch.setattr("hybridgraph.server.serve", serve_nobody)
+    monkeypatch.setattr("hybridgraph.build.open_engine", lambda config, case, progress: opened.append(case))
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main.serve("case4", ["--socket", str(tmp_path / "private" / "socket")]) == 0
+    assert len(opened) == 1
