@@ -14,6 +14,8 @@ from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
 
 PROBE_LENGTH, PROBE_PADDED = 5, 8
+# In half precision a right forward of 32 layers is up to 10 eps away from float32, and so twice that from another one.
+MAX_EPS_APART = 20
 
 
 def open_static_operations(
@@ -95,7 +97,7 @@ class StaticOperations:
             else:
                 plain.decode(buffers.token, buffers.position, cache, buffers.logits)
             difference = _difference(logits, buffers.logits)
-            if not difference <= max(1e-3, 8 * torch.finfo(logits.dtype).eps):  # nor may it be no number
+            if not difference <= max(1e-3, MAX_EPS_APART * torch.finfo(logits.dtype).eps):  # nor may it be no number
                 raise UserError(f"over static buffers the model's logits differ by {difference:.1%}: {advice}")
 
     def rehearse_prefill(self, length: int) -> None:
