@@ -1,0 +1,254 @@
+// A weight matrix times the rows of a prompt, for Hopper: TMA, wgmma, and what follows the product in its epilogue.
+//
+// Weights are the first operand of the tensor cores: they come in units of 64 rows, one to a warpgroup, and the
+// prompt's tokens, padded to a multiple of 8 only, lie across. A block computes WARPGROUPS units for all TOKENS
+// tokens over its share of the reduction (blockIdx.y); one more warpgroup feeds it through a ring of STAGES buffers.
+//
+// Which 64 rows make a unit, the weights' tensor map decides. Where gate and up are merged it alternates between
+// the two in blocks of 8, so that a thread's accumulators hold both rows of a pair.
+//
+// CLUSTER blocks share their loads of the tokens: each loads a part for all of them. Without that the traffic from
+// the L2 cache, not memory or the tensor cores, sets the pace.
+//
+// Compiled by NVRTC for one shape (product.py), which defines the names in capitals and the functions pack()
+// and multiply().
+
+using u16 = unsigned short;  // an element, as bits
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
+
+constexpr int BLOCK_K = 64;  // columns of a stage: 128 bytes, the row of a swizzled tile
+constexpr int UNIT_BYTES = 64 * 128;
+constexpr int BOX_TOKENS = (TOKENS / 8 + CLUSTER - 1) / CLUSTER * 8;  // one block's part
+constexpr int BOX_BYTES = BOX_TOKENS * 128;
+constexpr int STAGE_BYTES = WARPGROUPS * UNIT_BYTES + CLUSTER * BOX_BYTES;
+// Where an even share of the multiprocessor's registers cannot hold a thread's sums, and 28 more, the feeder gives some.
+constexpr int REGISTERS = 512;  // for 128 threads, one of each warpgroup
+constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > REGISTERS / (WARPGROUPS + 1);
+constexpr int FEEDER_REGISTERS = 32, WORKER_REGISTERS = (REGISTERS - FEEDER_REGISTERS) / WARPGROUPS / 8 * 8;
+constexpr u64 EVICT_FIRST = 0x12F0000000000000, EVICT_LAST = 0x14F0000000000000;  // cache policies
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ void init_barrier(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void expect_bytes(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_phase(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Arrive at the same barrier of a block of the cluster.
+__device__ __forceinline__ void arrive_at(u32 barrier, u32 block) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+        "}" ::"r"(barrier), "r"(block) : "memory");
+}
+
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Relaxed: only barriers that were initialized before are seen behind cluster_wait(), which is quicker.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+__device__ __forceinline__ void wait_for_kernels_in_front() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// 64 columns of one unit.
+__device__ __forceinline__ void load_unit(u32 target, const TensorMap& weights, u32 barrier, int column, int unit) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%2, %3, %3, %4}], [%5], %6;" ::"r"(target), "l"(&weights), "r"(column), "r"(0), "r"(4 * unit),
+        "r"(barrier), "l"(EVICT_FIRST) : "memory");
+}
+
+// 64 columns of BOX_TOKENS tokens, to the same place in every block of the cluster.
+__device__ __forceinline__ void load_tokens(u32 target, const TensorMap& tokens, u32 barrier, int column, int token) {
+    if constexpr (CLUSTER > 1)
+        asm volatile(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+            ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(target), "l"(&tokens), "r"(column),
+            "r"(token), "r"(barrier), "h"(u16((1 << CLUSTER) - 1)), "l"(EVICT_LAST) : "memory");
+    else
+        asm volatile(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+            " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target), "l"(&tokens), "r"(column), "r"(token), "r"(barrier),
+            "l"(EVICT_LAST) : "memory");
+}
+
+// The wgmma descriptor of a tile whose rows are 128 bytes, swizzled over 8 of them (PTX ISA, matrix descriptor).
+__device__ __forceinline__ u64 descriptor(u32 tile) {
+    return (u64{1} << 62) | (u64{1024 >> 4} << 32) | (u64{1} << 16) | ((tile & 0x3FFFF) >> 4);
+}
+
+struct Ring {
+    u32 tiles, full, empty;  // shared addresses; full and empty: one barrier a stage
+
+    __device__ u32 units(int stage) const { return tiles + stage * STAGE_BYTES; }
+    __device__ u32 tokens(int stage) const { return units(stage) + WARPGROUPS * UNIT_BYTES; }
+};
+
+// One thread feeds the ring: weights are on their way before the kernels in front have ended, tokens after that.
+struct Feeder {
+    const Ring& ring;
+    const TensorMap &weights, &tokens;
+    int first_step, steps;
+
+    __device__ void load_units(int step) const {
+        const int stage = step % STAGES;
+        expect_bytes(ring.full + 8 * stage, STAGE_BYTES);
+#pragma unroll
+        for (int u = 0; u < WARPGROUPS; u++)
+            load_unit(
+                ring.units(stage) + u * UNIT_BYTES, weights, ring.full + 8 * stage, (first_step + step) * BLOCK_K,
+                blockIdx.x * WARPGROUPS + u);
+    }
+
+    __device__ void load_tokens(int step) const {
+        const int stage = step % STAGES, rank = cluster_rank();
+        ::load_tokens(
+            ring.tokens(stage) + rank * BOX_BYTES, tokens, ring.full + 8 * stage, (first_step + step) * BLOCK_K,
+            rank * BOX_TOKENS);
+    }
+
+    // What fits the ring. Only this block writes there: the others of its cluster need not have started.
+    __device__ void begin() const {
+        for (int step = 0; step < min(steps, STAGES); step++) load_units(step);
+    }
+
+    __device__ void run() const {
+        wait_for_kernels_in_front();
+        for (int step = 0; step < min(steps, STAGES); step++) load_tokens(step);
+        for (int step = STAGES; step < steps; step++) {
+            wait_for_phase(ring.empty + 8 * (step % STAGES), (step / STAGES - 1) % 2);
+            load_units(step);
+            load_tokens(step);
+        }
+    }
+};
+
+// One warpgroup: its unit's sums over `steps` stages.
+__device__ __forceinline__ void reduce(float (&sums)[TOKENS / 2], const Ring& ring, int warpgroup, int steps) {
+    for (int step = 0; step < steps; step++) {
+        const int stage = step % STAGES;
+        wait_for_phase(ring.full + 8 * stage, step / STAGES % 2);
+        const u64 a = descriptor(ring.units(stage) + warpgroup * UNIT_BYTES), b = descriptor(ring.tokens(stage));
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+        for (int k = 0; k < BLOCK_K / 16; k++) multiply(sums, a + 2 * k, b + 2 * k, step + k > 0);
+        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;" ::: "memory");
+        // The stage before has been read: tell every block that writes into it.
+        const int index = threadIdx.x % 128;
+        if (step > 0 && index < CLUSTER) arrive_at(ring.empty + 8 * ((step - 1) % STAGES), index);
+    }
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+
+// An 8 x 8 block as wgmma leaves it (a thread has one weight row and two tokens), written token by token.
+__device__ __forceinline__ void store_block(u16* target, int stride, int tokens_left, float first, float second) {
+    u32 packed = pack(first, second);
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(packed));
+    const int lane = threadIdx.x % 32, token = lane / 4;
+    if (token < tokens_left) *reinterpret_cast<u32*>(target + token * stride + 2 * (lane % 4)) = packed;
+}
+
+struct Epilogue {
+    u16* out;  // [tokens, width]; partial sums: float32 [splits, tokens, width]
+    int num_tokens;
+    int width;
+
+    __device__ void store_swiglu(const float (&sums)[TOKENS / 2], int unit, int warp) const {
+        const int first = 32 * unit + 8 * warp;
+        if (first >= width) return;
+#pragma unroll
+        for (int j = 0; j < TOKENS / 8; j++) {
+            float gated[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float gate = sums[4 * j + i];
+                gated[i] = __fdividef(gate, 1.0f + __expf(-gate)) * sums[4 * j + 2 + i];
+            }
+            store_block(out + (long long)8 * j * width + first, width, num_tokens - 8 * j, gated[0], gated[1]);
+        }
+    }
+
+    // float32 sums over this block's share of the reduction; whoever reads them adds them up.
+    __device__ void store_partial(const float (&sums)[TOKENS / 2], int unit, int warp) const {
+        const int lane = threadIdx.x % 32, first = 64 * unit + 16 * warp;
+        if (first >= width) return;
+        float* target = reinterpret_cast<float*>(out) + (long long)blockIdx.y * num_tokens * width + first + lane / 4;
+#pragma unroll
+        for (int j = 0; j < TOKENS / 4; j++) {
+            const int token = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
+            if (token < num_tokens) {
+                target[(long long)token * width] = sums[4 * (j / 2) + j % 2];
+                target[(long long)token * width + 8] = sums[4 * (j / 2) + 2 + j % 2];
+            }
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) product(
+    const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap tokens, u16* out, int num_tokens,
+    int width, int num_steps) {
+    extern __shared__ unsigned char memory[];
+    __shared__ u64 barriers[2 * STAGES];
+    const Ring ring{
+        (shared_address(memory) + 1023) & ~1023u, shared_address(barriers), shared_address(barriers + STAGES)};
+    const int first_step = num_steps * blockIdx.y / gridDim.y;
+    const int steps = num_steps * (blockIdx.y + 1) / gridDim.y - first_step;
+    const Feeder feeder{ring, weights, tokens, first_step, steps};
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; stage++) {
+            init_barrier(ring.full + 8 * stage, 1);
+            init_barrier(ring.empty + 8 * stage, WARPGROUPS * CLUSTER);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+        feeder.begin();
+    }
+    cluster_arrive_relaxed();
+    cluster_wait();
+    asm volatile("griddepcontrol.launch_dependents;");
+    const int warpgroup = (int)threadIdx.x / 128 - 1;
+    if (warpgroup < 0) {
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
+        if (threadIdx.x == 0) feeder.run();
+        __syncwarp();
+        cluster_arrive();
+    } else {
+        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WORKER_REGISTERS));
+        float sums[TOKENS / 2];
+        reduce(sums, ring, warpgroup, steps);
+        cluster_arrive();  // before the epilogue: to say so only behind it would wait for what it stores
+        wait_for_kernels_in_front();  // they may still read what the epilogue overwrites
+        const Epilogue epilogue{out, num_tokens, width};
+        epilogue.EPILOGUE(sums, blockIdx.x * WARPGROUPS + warpgroup, threadIdx.x / 32 % 4);
+    }
+    cluster_wait();  // no block ends while another may still write or arrive there
+}
