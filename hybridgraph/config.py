@@ -236,7 +236,7 @@ def _add_flag(parser: Parser, setting: Field[Any]) -> None:
 
 
 def parse_args(
-    argv: Sequence[str] | None, *, description: str, measures: bool = True, without: Sequence[str] = ()
+    argv: Sequence[str] | None, *, description: str | None = None, measures: bool = True, without: Sequence[str] = ()
 ) -> Config:
     """The configuration that a command line asks for; raises UserError for anything it cannot mean.
 

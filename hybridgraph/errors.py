@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 from hybridgraph.progress import say
 
@@ -37,20 +39,34 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - tail - 1]}…{text[-tail:]}"
 
 
-def guarded(body: Callable[[], int], *, interrupted: str) -> int:
-    """What ``body`` returns, or the exit code of what a user is told in one line instead."""
-    try:
-        return body()
-    except AlreadyTold:
-        return 2
-    except UserError as error:
-        say(f"error: {one_line(error)}")
-        return 2
-    except ModuleNotFoundError as error:
-        if (error.name or "hybridgraph").startswith("hybridgraph"):
-            raise
-        say(f"error: {sys.executable} has no {error.name}: use .venv/bin/python, which the shell scripts make")
-        return 2
-    except KeyboardInterrupt:
-        say(interrupted)
-        return 130
+_P = ParamSpec("_P")
+
+
+def guarded(*, interrupted: str) -> Callable[[Callable[_P, int]], Callable[_P, int]]:
+    """Decorate an entry point: what it raises for a user is told in one line, and becomes its exit code.
+
+    ``interrupted``: what is told of Ctrl-C.
+    """
+
+    def decorate(entry: Callable[_P, int]) -> Callable[_P, int]:
+        @wraps(entry)
+        def told(*args: _P.args, **kwargs: _P.kwargs) -> int:
+            try:
+                return entry(*args, **kwargs)
+            except AlreadyTold:
+                return 2
+            except UserError as error:
+                say(f"error: {one_line(error)}")
+                return 2
+            except ModuleNotFoundError as error:
+                if (error.name or "hybridgraph").startswith("hybridgraph"):
+                    raise
+                say(f"error: {sys.executable} has no {error.name}: use .venv/bin/python, which the shell scripts make")
+                return 2
+            except KeyboardInterrupt:
+                say(interrupted)
+                return 130
+
+        return told
+
+    return decorate

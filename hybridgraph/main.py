@@ -38,26 +38,19 @@ IMPORTING = "importing torch"
 INTERRUPTED = "interrupted: every finished row is on disk; --resume goes on from there"
 
 
-def _config(description: str | None, argv: Sequence[str] | None, *, measures: bool = True) -> Config:
-    return parse_args(argv, description=description or "", measures=measures)
-
-
 def _description() -> str | None:
     """The docstring of the script that was started: ``--help`` shows what its case holds fixed and varies."""
     return sys.modules["__main__"].__doc__
 
 
+@guarded(interrupted=INTERRUPTED)
 def run_case(key: str, argv: Sequence[str] | None = None) -> int:
     """Measure a case that runs in this process; returns the exit code."""
-
-    def body() -> int:
-        config = _config(_description(), argv)
-        case = variant(SCRIPTED[key], config.forward)
-        with _reason_recorded(config, case), closing(_opened(config, case)) as source:
-            _measure(source, config, case)
-        return 0
-
-    return guarded(body, interrupted=INTERRUPTED)
+    config = parse_args(argv, description=_description())
+    case = variant(SCRIPTED[key], config.forward)
+    with _reason_recorded(config, case), closing(_opened(config, case)) as source:
+        _measure(source, config, case)
+    return 0
 
 
 def _opened(config: Config, case: Case) -> TokenSource:
@@ -68,34 +61,31 @@ def _opened(config: Config, case: Case) -> TokenSource:
         return open_source(config, case, bars)
 
 
+@guarded(interrupted=INTERRUPTED)
 def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = True) -> int:
     """Serve a case's engine on a socket until SIGTERM or Ctrl-C; returns the exit code."""
+    config = parse_args(argv, description=_description(), measures=False)
+    config = replace(config, async_capture=config.async_capture and background)
+    case = variant(SCRIPTED[key], config.forward)
+    from hybridgraph.ipc.address import listen
+    from hybridgraph.server import serve as serve_engine
 
-    def body() -> int:
-        config = _config(_description(), argv, measures=False)
-        config = replace(config, async_capture=config.async_capture and background)
-        case = variant(SCRIPTED[key], config.forward)
-        from hybridgraph.ipc.address import listen
-        from hybridgraph.server import serve as serve_engine
+    def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
+        # Whoever reads our output is a client of this very run, and shows the progress that it is told.
+        with progress_bars(ticking=True, shown=sys.stdout is not None and sys.stdout.isatty()) as bars:
 
-        def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
-            # Whoever reads our output is a client of this very run, and shows the progress that it is told.
-            with progress_bars(ticking=True, shown=sys.stdout is not None and sys.stdout.isatty()) as bars:
+            def both(stage: str, done: int, total: int) -> None:
+                bars(stage, done, total)
+                tell(stage, done, total)
 
-                def both(stage: str, done: int, total: int) -> None:
-                    bars(stage, done, total)
-                    tell(stage, done, total)
+            both(IMPORTING, 0, 1)
+            from hybridgraph.build import open_engine
 
-                both(IMPORTING, 0, 1)
-                from hybridgraph.build import open_engine
+            return open_engine(config, case, both)
 
-                return open_engine(config, case, both)
-
-        with listen(Path(config.socket) if config.socket else None) as listener:
-            _announce(f"listening {listener.path}")
-            return serve_engine(listener, open_with_progress, on_ready=lambda: _announce("ready"))
-
-    return guarded(body, interrupted=INTERRUPTED)
+    with listen(Path(config.socket) if config.socket else None) as listener:
+        _announce(f"listening {listener.path}")
+        return serve_engine(listener, open_with_progress, on_ready=lambda: _announce("ready"))
 
 
 def _announce(state: str) -> None:
@@ -103,63 +93,54 @@ def _announce(state: str) -> None:
         print(state)
 
 
+@guarded(interrupted=INTERRUPTED)
 def run_client(key: str, argv: Sequence[str] | None = None) -> int:
     """Measure a running generator; returns the exit code."""
-
-    def body() -> int:
-        config = _config(_description(), argv)
-        case = variant(SCRIPTED[key], config.forward)
-        if config.socket is None:
-            raise UserError(f"--socket is missing: start a generator with: python {GENERATORS[key]} --socket PATH")
-        with _reason_recorded(config, case):
-            _measure_generator(Path(config.socket), config, case, GENERATORS[key])
-        return 0
-
-    return guarded(body, interrupted=INTERRUPTED)
+    config = parse_args(argv, description=_description())
+    case = variant(SCRIPTED[key], config.forward)
+    if config.socket is None:
+        raise UserError(f"--socket is missing: start a generator with: python {GENERATORS[key]} --socket PATH")
+    with _reason_recorded(config, case):
+        _measure_generator(Path(config.socket), config, case, GENERATORS[key])
+    return 0
 
 
+@guarded(interrupted=INTERRUPTED)
 def run_pair(key: str, argv: Sequence[str]) -> int:
     """Start a case's generator, measure it from this process, and stop what was started."""
+    config = parse_args(argv)
+    case = variant(SCRIPTED[key], config.forward)
+    from hybridgraph.ipc.address import require_short
+    from hybridgraph.pair import generator_process
 
-    def body() -> int:
-        config = _config(None, argv)
-        case = variant(SCRIPTED[key], config.forward)
-        from hybridgraph.ipc.address import require_short
-        from hybridgraph.pair import generator_process
-
-        if config.socket is not None:
-            raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
-        with (
-            stop_signals_raise(),
-            _reason_recorded(config, case),
-            tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory,
-        ):
-            path = Path(directory) / "socket"
-            require_short(path)
-            say(f"starting {GENERATORS[key]}")
-            with generator_process(GENERATORS[key], [*argv, "--socket", str(path)]):
-                _measure_generator(path, config, case, GENERATORS[key])
-        return 0
-
-    return guarded(body, interrupted=INTERRUPTED)
+    if config.socket is not None:
+        raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
+    with (
+        stop_signals_raise(),
+        _reason_recorded(config, case),
+        tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory,
+    ):
+        path = Path(directory) / "socket"
+        require_short(path)
+        say(f"starting {GENERATORS[key]}")
+        with generator_process(GENERATORS[key], [*argv, "--socket", str(path)]):
+            _measure_generator(path, config, case, GENERATORS[key])
+    return 0
 
 
+@guarded(interrupted=INTERRUPTED)
 def run_case5(argv: Sequence[str] | None = None) -> int:
     """Measure TensorRT-LLM, or the peer that ``--engine`` names; returns the exit code."""
+    config = parse_args(argv, description=_description())
+    from hybridgraph.sources.peers import case_of, open_source, supervised
 
-    def body() -> int:
-        config = _config(_description(), argv)
-        from hybridgraph.sources.peers import case_of, open_source, supervised
-
-        case = case_of(config)
-        with _reason_recorded(config, case):
-            if (exit_code := supervised(config, case)) is not None:
-                return exit_code
-            with closing(open_source(config, case)) as source:
-                _measure(source, config, case)
-        return 0
-
-    return guarded(body, interrupted=INTERRUPTED)
+    case = case_of(config)
+    with _reason_recorded(config, case):
+        if (exit_code := supervised(config, case)) is not None:
+            return exit_code
+        with closing(open_source(config, case)) as source:
+            _measure(source, config, case)
+    return 0
 
 
 def _measure(source: TokenSource, config: Config, case: Case) -> None:
@@ -222,27 +203,23 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
         raise
 
 
+@guarded(interrupted=INTERRUPTED)
 def _new_run(arguments: Sequence[str]) -> int:
-    def body() -> int:
-        config = _config(None, arguments)
-        if not config.resume and (kept := set_all_aside(config.output_path)) is not None:
-            say(f"earlier results are kept in {kept}")
-        return 0
-
-    return guarded(body, interrupted=INTERRUPTED)
+    config = parse_args(arguments)
+    if not config.resume and (kept := set_all_aside(config.output_path)) is not None:
+        say(f"earlier results are kept in {kept}")
+    return 0
 
 
+@guarded(interrupted=INTERRUPTED)
 def _not_run(arguments: Sequence[str]) -> int:
-    def body() -> int:
-        if len(arguments) != 4 or arguments[2] != "--output-dir":
-            raise UserError("usage: python -m hybridgraph.main not-run CASE_NAME REASON --output-dir DIR")
-        name, reason, directory = arguments[0], arguments[1], Path(arguments[3])
-        run_id = run_id_of(directory, name)  # of this very run, or of the one it resumes: new-run sets others aside
-        if "stats" not in known_of_run(directory, name, run_id):  # else it was measured to its end
-            record_not_run(directory, name, reason, run_id=run_id)
-        return 0
-
-    return guarded(body, interrupted=INTERRUPTED)
+    if len(arguments) != 4 or arguments[2] != "--output-dir":
+        raise UserError("usage: python -m hybridgraph.main not-run CASE_NAME REASON --output-dir DIR")
+    name, reason, directory = arguments[0], arguments[1], Path(arguments[3])
+    run_id = run_id_of(directory, name)  # of this very run, or of the one it resumes: new-run sets others aside
+    if "stats" not in known_of_run(directory, name, run_id):  # else it was measured to its end
+        record_not_run(directory, name, reason, run_id=run_id)
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:

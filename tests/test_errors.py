@@ -38,8 +38,9 @@ def test_an_engines_error_is_told_whole_and_with_advice() -> None:
 
 
 def test_a_users_error_is_one_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    def body() -> int:
+    @guarded(interrupted="")
+    def entry() -> int:
         raise UserError("unknown model 'a\nb\x1b[1m'")
 
-    assert guarded(body, interrupted="") == 2
+    assert entry() == 2
     assert capsys.readouterr().err == "error: unknown model 'a b�[1m'\n"
