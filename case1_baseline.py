@@ -6,7 +6,8 @@ Varied: nothing. This is what the other cases are compared with.
     python case1_baseline.py --ttft-iterations 5 --p99-iterations 100
 """
 
+from hybridgraph.cases import CASE1
 from hybridgraph.main import run_case
 
 if __name__ == "__main__":
-    raise SystemExit(run_case("case1"))
+    raise SystemExit(run_case(CASE1))

@@ -5,7 +5,8 @@ The clock starts before the request is sent and stops when the id is an int in t
     python case2_async_cuda_client.py --socket /tmp/case2/socket
 """
 
+from hybridgraph.cases import CASE2
 from hybridgraph.main import run_client
 
 if __name__ == "__main__":
-    raise SystemExit(run_client("case2"))
+    raise SystemExit(run_client(CASE2))

@@ -6,7 +6,8 @@ further lengths in the background, and answers clients on a Unix socket.
     python case2_async_cuda_generator.py --socket /tmp/case2/socket
 """
 
+from hybridgraph.cases import CASE2
 from hybridgraph.main import serve
 
 if __name__ == "__main__":
-    raise SystemExit(serve("case2"))
+    raise SystemExit(serve(CASE2))

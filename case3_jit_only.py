@@ -6,7 +6,8 @@ copying, position bookkeeping and sampling are compiled (``--ops torchscript``, 
     python case3_jit_only.py --ttft-iterations 5 --p99-iterations 100
 """
 
+from hybridgraph.cases import CASE3
 from hybridgraph.main import run_case
 
 if __name__ == "__main__":
-    raise SystemExit(run_case("case3"))
+    raise SystemExit(run_case(CASE3))

@@ -5,7 +5,8 @@ The clock starts before the request is sent and stops when the id is an int in t
     python case4_jit_cuda_client.py --socket /tmp/case4/socket
 """
 
+from hybridgraph.cases import CASE4
 from hybridgraph.main import run_client
 
 if __name__ == "__main__":
-    raise SystemExit(run_client("case4"))
+    raise SystemExit(run_client(CASE4))

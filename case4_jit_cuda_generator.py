@@ -7,7 +7,8 @@ Varied against Case 2: preprocessing is compiled and pads to the nearest capture
     python case4_jit_cuda_generator.py --socket /tmp/case4/socket
 """
 
+from hybridgraph.cases import CASE4
 from hybridgraph.main import serve
 
 if __name__ == "__main__":
-    raise SystemExit(serve("case4"))
+    raise SystemExit(serve(CASE4))

@@ -6,7 +6,8 @@ A length without a graph is captured while its request waits. Same protocol and 
     python cuda_only_rolling_server.py --socket /tmp/cuda-only/socket
 """
 
+from hybridgraph.cases import CASE2
 from hybridgraph.main import serve
 
 if __name__ == "__main__":
-    raise SystemExit(serve("case2", background=False))
+    raise SystemExit(serve(CASE2, background=False))

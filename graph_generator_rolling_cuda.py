@@ -5,7 +5,8 @@ Same protocol and pool as ``case4_jit_cuda_generator.py``; any client of Case 4 
     python graph_generator_rolling_cuda.py --socket /tmp/jit-cuda/socket
 """
 
+from hybridgraph.cases import CASE4
 from hybridgraph.main import serve
 
 if __name__ == "__main__":
-    raise SystemExit(serve("case4", background=False))
+    raise SystemExit(serve(CASE4, background=False))

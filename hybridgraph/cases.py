@@ -27,6 +27,7 @@ class Case:
     title: str  # heading of its column
     column: str  # prefix of its columns in the final tables
     script: str  # what a user runs
+    generator: str = ""  # where it is a pair: the script that serves it
     ops: str | None = None
     forward: str | None = None
     graphs: str = "none"
@@ -43,6 +44,7 @@ CASE2 = Case(
     title="CUDA Graph",
     column="cuda_graph",
     script="run_case2_benchmark.sh",
+    generator="case2_async_cuda_generator.py",
     ops="native",
     forward="hf",
     graphs="exact",
@@ -64,6 +66,7 @@ CASE4 = Case(
     title="JIT+CUDA",
     column="jit_cuda",
     script="run_case4_benchmark.sh",
+    generator="case4_jit_cuda_generator.py",
     ops="torchscript",
     forward="hf",
     graphs="padded",
@@ -76,6 +79,7 @@ CASE4_FUSED = Case(
     title="JIT+CUDA fused",
     column="jit_cuda_fused",
     script="run_case4_benchmark.sh --forward fused",
+    generator="case4_jit_cuda_generator.py",
     ops="fused",
     forward="fused",
     graphs="padded",
@@ -117,6 +121,15 @@ TENSORRT_SINGLE = Case(
 )
 
 PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM)
+
+# What ``case5_tensorrt_llm.py --engine`` measures.
+ENGINES = {
+    "tensorrt-llm": CASE5,
+    "tensorrt-llm-single": TENSORRT_SINGLE,
+    "hf-static": HF_STATIC,
+    "hf-compiled": HF_COMPILED,
+    "vllm": VLLM,
+}
 
 
 def variant(case: Case, forward: str) -> Case:

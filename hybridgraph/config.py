@@ -10,7 +10,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hybridgraph.cases import PAPER_PROMPT_LENGTHS
+from hybridgraph.cases import ENGINES, PAPER_PROMPT_LENGTHS
 from hybridgraph.errors import UserError
 from hybridgraph.records import MAX_TEMPERATURE, MIN_TEMPERATURE
 
@@ -117,7 +117,7 @@ class Config:
     engine: str = _setting(
         "tensorrt-llm",
         "Case 5's engine, or a peer in its place",
-        choices=("tensorrt-llm", "tensorrt-llm-single", "hf-static", "hf-compiled", "vllm"),
+        choices=tuple(ENGINES),
     )
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, Case, variant
+from hybridgraph.cases import CASE2, CASE4, CASE4_FUSED, Case, variant
 from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import UserError, guarded
 from hybridgraph.output import OutputLost, printing
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
 
-SCRIPTED = {case.key: case for case in (CASE1, CASE2, CASE3, CASE4)}
-GENERATORS = {CASE2.key: "case2_async_cuda_generator.py", CASE4.key: "case4_jit_cuda_generator.py"}
+PAIRS = {case.key: case for case in (CASE2, CASE4)}
 IMPORTING = "importing torch"
 INTERRUPTED = "interrupted: every finished row is on disk; --resume goes on from there"
 
@@ -44,10 +43,10 @@ def _description() -> str | None:
 
 
 @guarded(interrupted=INTERRUPTED)
-def run_case(key: str, argv: Sequence[str] | None = None) -> int:
+def run_case(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a case that runs in this process; returns the exit code."""
     config = parse_args(argv, description=_description())
-    case = variant(SCRIPTED[key], config.forward)
+    case = variant(case, config.forward)
     with _reason_recorded(config, case), closing(_opened(config, case)) as source:
         _measure(source, config, case)
     return 0
@@ -62,11 +61,11 @@ def _opened(config: Config, case: Case) -> TokenSource:
 
 
 @guarded(interrupted=INTERRUPTED)
-def serve(key: str, argv: Sequence[str] | None = None, *, background: bool = True) -> int:
+def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = True) -> int:
     """Serve a case's engine on a socket until SIGTERM or Ctrl-C; returns the exit code."""
     config = parse_args(argv, description=_description(), measures=False)
     config = replace(config, async_capture=config.async_capture and background)
-    case = variant(SCRIPTED[key], config.forward)
+    case = variant(case, config.forward)
     from hybridgraph.ipc.address import listen
     from hybridgraph.server import serve as serve_engine
 
@@ -94,22 +93,22 @@ def _announce(state: str) -> None:
 
 
 @guarded(interrupted=INTERRUPTED)
-def run_client(key: str, argv: Sequence[str] | None = None) -> int:
+def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a running generator; returns the exit code."""
     config = parse_args(argv, description=_description())
-    case = variant(SCRIPTED[key], config.forward)
+    case = variant(case, config.forward)
     if config.socket is None:
-        raise UserError(f"--socket is missing: start a generator with: python {GENERATORS[key]} --socket PATH")
+        raise UserError(f"--socket is missing: start a generator with: python {case.generator} --socket PATH")
     with _reason_recorded(config, case):
-        _measure_generator(Path(config.socket), config, case, GENERATORS[key])
+        _measure_generator(Path(config.socket), config, case)
     return 0
 
 
 @guarded(interrupted=INTERRUPTED)
-def run_pair(key: str, argv: Sequence[str]) -> int:
+def run_pair(case: Case, argv: Sequence[str]) -> int:
     """Start a case's generator, measure it from this process, and stop what was started."""
     config = parse_args(argv)
-    case = variant(SCRIPTED[key], config.forward)
+    case = variant(case, config.forward)
     from hybridgraph.ipc.address import require_short
     from hybridgraph.pair import generator_process
 
@@ -122,9 +121,9 @@ def run_pair(key: str, argv: Sequence[str]) -> int:
     ):
         path = Path(directory) / "socket"
         require_short(path)
-        say(f"starting {GENERATORS[key]}")
-        with generator_process(GENERATORS[key], [*argv, "--socket", str(path)]):
-            _measure_generator(path, config, case, GENERATORS[key])
+        say(f"starting {case.generator}")
+        with generator_process(case.generator, [*argv, "--socket", str(path)]):
+            _measure_generator(path, config, case)
     return 0
 
 
@@ -157,15 +156,19 @@ def _measure(source: TokenSource, config: Config, case: Case) -> None:
         print_summary(case, results, source.stats(), as_json=config.json)
 
 
-def _measure_generator(path: Path, config: Config, case: Case, script: str) -> None:
+def _measure_generator(path: Path, config: Config, case: Case) -> None:
     with progress_bars(ticking=True) as bars:
         client = _client_class(config).connect(
-            path, script=script, on_progress=bars, on_queued=lambda ahead: say(f"waiting: {ahead} requests are ahead")
+            path,
+            script=case.generator,
+            on_progress=bars,
+            on_queued=lambda ahead: say(f"waiting: {ahead} requests are ahead"),
         )
     with closing(client):
         served = client.info.environment.get("case")
         if served != case.key:
-            raise UserError(f"the generator at {path} serves {served}, not {case.key}")
+            hint = ": both need the same --forward" if {served, case.key} == {CASE4.key, CASE4_FUSED.key} else ""
+            raise UserError(f"the generator at {path} serves {served}, not {case.key}{hint}")
         config.require_opened_as(client.info.environment["resolved_configuration"], f"the generator at {path}")
         _measure(client, config, case)
 
@@ -224,8 +227,8 @@ def _not_run(arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """The commands of the shell scripts."""
-    if argv[:1] == ["pair"] and len(argv) > 1 and argv[1] in GENERATORS:
-        return run_pair(argv[1], argv[2:])
+    if argv[:1] == ["pair"] and len(argv) > 1 and argv[1] in PAIRS:
+        return run_pair(PAIRS[argv[1]], argv[2:])
     if argv[:1] == ["new-run"]:
         return _new_run(argv[1:])
     if argv[:1] == ["not-run"]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridgraph.cases import CASE5, HF_COMPILED, HF_STATIC, TENSORRT_SINGLE, VLLM, Case, variant
+from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, VLLM, Case, variant
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.records import TokenSource
@@ -22,18 +22,11 @@ from hybridgraph.sources.supervise import Deadlines, SupervisedSource, is_child,
 ROOT = Path(__file__).resolve().parents[2]
 TENSORRT_PYTHON = "HYBRIDGRAPH_TRTLLM_PYTHON"
 VLLM_PYTHON = "HYBRIDGRAPH_VLLM_PYTHON"
-_CASE_OF_ENGINE = {
-    "tensorrt-llm": CASE5,
-    "tensorrt-llm-single": TENSORRT_SINGLE,
-    "hf-static": HF_STATIC,
-    "hf-compiled": HF_COMPILED,
-    "vllm": VLLM,
-}
 
 
 def case_of(config: Config) -> Case:
     """The case that ``--engine`` measures."""
-    return variant(_CASE_OF_ENGINE[config.engine], config.forward)
+    return variant(ENGINES[config.engine], config.forward)
 
 
 def supervised(config: Config, case: Case) -> int | None:
