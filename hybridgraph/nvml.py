@@ -35,6 +35,10 @@ class Nvml:
             self._library.nvmlShutdown()
 
 
+# What ``describe_gpu`` tells of a moment, not of the machine.
+MOMENTARY = frozenset({"sm_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c"})
+
+
 def describe_gpu(uuid: str) -> dict[str, Any]:
     """Driver, clocks in MHz, power in W and temperature in °C of the GPU ``uuid``."""
     with closing(Nvml(uuid)) as nvml:

@@ -24,7 +24,7 @@ from typing import Any
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.nvml import GpuMeter
+from hybridgraph.nvml import MOMENTARY, GpuMeter
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.prompts import Prompts, RandomPrompts
 from hybridgraph.provenance import project_commit
@@ -224,7 +224,7 @@ def _machine(environment: dict[str, Any]) -> dict[str, Any]:
         if name == "resolved_configuration":
             continue  # compared as this run's own configuration
         if isinstance(value, dict):
-            flat |= {f"{name}.{part}": each for part, each in value.items()}
+            flat |= {f"{name}.{part}": each for part, each in value.items() if part not in MOMENTARY}
         else:
             flat[name] = value
     return flat

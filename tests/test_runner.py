@@ -225,11 +225,11 @@ def test_resume_refuses_rows_of_another_machine(tmp_path: Path, now: dict[str, A
         source.info = replace(source.info, environment=environment)
         return source
 
-    before = {"torch_threads": 1, "packages": {"torch": "1"}}
+    before = {"torch_threads": 1, "packages": {"torch": "1"}, "gpu": {"driver": "580", "temperature_c": 30}}
     measure(source(before), config(tmp_path), CASE1)
     with pytest.raises(UserError, match=message):
         measure(source(now), config(tmp_path, resume=True), CASE1)
-    measure(source(before), config(tmp_path, resume=True), CASE1)
+    measure(source(before | {"gpu": {"driver": "580", "temperature_c": 60}}), config(tmp_path, resume=True), CASE1)
 
 
 def test_a_resumed_run_has_a_first_answer_of_several_tokens(tmp_path: Path) -> None:
