@@ -34,7 +34,8 @@ def one_line(error: BaseException) -> str:
 
 def shortened(text: str) -> str:
     """``text`` on one line, printable, without its middle where it is longer than MAX_CHARACTERS."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    lines = filter(None, map(str.strip, text.splitlines()))
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(lines))
     tail = MAX_CHARACTERS // 3  # cause and advice come last
     return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - tail - 1]}…{text[-tail:]}"
 

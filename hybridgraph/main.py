@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from hybridgraph.cases import CASE2, CASE4, CASE4_FUSED, Case, variant
 from hybridgraph.config import Config, parse_args
-from hybridgraph.errors import UserError, guarded
+from hybridgraph.errors import UserError, guarded, one_line
 from hybridgraph.output import OutputLost, printing
 from hybridgraph.progress import progress_bars, say
 from hybridgraph.results import ResultFiles, set_all_aside
-from hybridgraph.run_record import known_of_run, record_not_run, run_id_of
+from hybridgraph.run_record import record_not_run, run_id_of, why_ended
 from hybridgraph.signals import stop_signals_raise
 
 if TYPE_CHECKING:
@@ -198,11 +198,12 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
     except OutputLost:
         raise  # the case ran, and its rows are on disk
     except UserError as error:
-        if not (config.resume and files.path("_samples.jsonl").exists()):  # else it ran, and can still go on
-            with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
-                latest = run_id_of(config.output_path, case.name)
-                begun = latest if latest != earlier else ""
-                record_not_run(config.output_path, case.name, str(error), run_id=begun)
+        with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
+            latest = run_id_of(config.output_path, case.name)
+            resumed = config.resume and files.path("_samples.jsonl").exists()
+            if not (resumed and why_ended(config.output_path, case.name) is not None):
+                begun = latest if resumed or latest != earlier else ""
+                record_not_run(config.output_path, case.name, one_line(error), run_id=begun)
         raise
 
 
@@ -220,7 +221,7 @@ def _not_run(arguments: Sequence[str]) -> int:
         raise UserError("usage: python -m hybridgraph.main not-run CASE_NAME REASON --output-dir DIR")
     name, reason, directory = arguments[0], arguments[1], Path(arguments[3])
     run_id = run_id_of(directory, name)  # of this very run, or of the one it resumes: new-run sets others aside
-    if "stats" not in known_of_run(directory, name, run_id):  # else it was measured to its end
+    if why_ended(directory, name) != "":  # else it was measured to its end
         record_not_run(directory, name, reason, run_id=run_id)
     return 0
 

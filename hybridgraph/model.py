@@ -187,7 +187,8 @@ def out_of_memory_is_users(device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise UserError(f"{device} has too little memory for this model: {one_line(error)}") from None
+        where = device if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        raise UserError(f"{where} has too little memory for this model: {one_line(error)}") from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -64,6 +64,14 @@ def run_id_of(directory: Path, name: str) -> str:
     return str(case.get("identity", {}).get("run_id", ""))
 
 
+def why_ended(directory: Path, name: str) -> str | None:
+    """Why the last run of the case ``name`` ended early; empty where it was measured to its end, None where unknown."""
+    content = read_environment(directory / ENVIRONMENT)
+    if reason := content["not_run"].get(name):
+        return str(reason)
+    return "" if "stats" in content["cases"].get(name, {}) else None
+
+
 def record_not_run(directory: Path, name: str, reason: str, *, run_id: str = "") -> None:
     """Leave word of why the case ``name`` has no results, or why its run ``run_id`` has no more of them."""
     update_environment(directory, "ended_early", name, run_id)

@@ -221,8 +221,8 @@ def _machine(environment: dict[str, Any]) -> dict[str, Any]:
     """Hardware and versions, with names such as ``gpu.driver`` for what is nested."""
     flat: dict[str, Any] = {}
     for name, value in environment.items():
-        if name == "resolved_configuration":
-            continue  # compared as this run's own configuration
+        if name in ("resolved_configuration", "engine"):
+            continue  # compared as the run's configuration; an engine's arguments name temporary files beside it
         if isinstance(value, dict):
             flat |= {f"{name}.{part}": each for part, each in value.items() if part not in MOMENTARY}
         else:

@@ -172,6 +172,7 @@ class Server:
         """See to the sockets. Who waits in line hears of it from time to time: silence would mean that we are gone."""
         if not len(self._line):
             self._hub.poll(timeout_s)
+            self._reminded_s = time.perf_counter()
             return
         self._hub.poll(self._remind_s if timeout_s is None else timeout_s)
         if time.perf_counter() > self._reminded_s + self._remind_s:
@@ -187,7 +188,7 @@ class Server:
         except _Interrupted as interruption:
             self._fail(job, interruption.kind, str(interruption))
         except UserError as error:
-            self._fail(job, "request", str(error))
+            self._fail(job, "request", one_line(error))
         except Exception as error:
             self._log(f"a request failed in the engine: {one_line(error)}")
             self._fail(job, "engine", one_line(error))
@@ -272,7 +273,7 @@ class Server:
             try:
                 self._engine.check(asked)
             except UserError as error:  # now: it need not wait for what cannot be
-                self._fail(job, "request", str(error))
+                self._fail(job, "request", one_line(error))
                 return
             job.checked = True
         if self._line.num_of(job.connection) >= MAX_WAITING_PER_CLIENT:

@@ -21,6 +21,7 @@ from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
 
 from hybridgraph.engine import EngineOptions, HybridEngine
 from hybridgraph.errors import UserError
+from hybridgraph.forward.kernels.reference import ReferenceKernels
 from hybridgraph.graphs.capture import CudaGraphs
 from hybridgraph.graphs.pool import CAPTURING
 from hybridgraph.graphs.turn import Turn
@@ -143,6 +144,14 @@ def test_what_would_answer_otherwise_from_a_graph_is_refused(
     assert (
         len(list(open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=128)).generate([5], 3))) == 3
     )
+
+
+def test_a_wrong_rotation_is_noticed_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model("tiny-llama", load_format="dummy", dtype="float16", device=torch.device("cpu"), seed=0)
+    open_engine(loaded, EngineOptions(forward="fused", graphs="none")).close()
+    monkeypatch.setattr(ReferenceKernels, "_rotated", lambda self, rows, norm, eps, cos, sin: rows)
+    with pytest.raises(UserError, match="the model's logits differ by"):
+        open_engine(loaded, EngineOptions(forward="fused", graphs="none"))
 
 
 def test_real_model_answers_as_generate_does(smollm2: str) -> None:

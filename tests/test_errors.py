@@ -17,6 +17,7 @@ from hybridgraph.sources.outside import explained
         (Exception("Model missing."), "Model missing."),
         (AssertionError(), "AssertionError"),
         (UserError("no \x1b[2J\x00 and no \udc80"), "no �[2J� and no �"),
+        (UserError("a  path.json cannot be read\n\n"), "a  path.json cannot be read"),
     ],
 )
 def test_an_error_is_one_printable_line(error: Exception, told: str) -> None:

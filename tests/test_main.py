@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybridgraph import main
-from hybridgraph.cases import CASE1
+from hybridgraph.cases import CASE1, CASE4
 from hybridgraph.errors import UserError
 from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.report.load import load_results
@@ -45,10 +45,10 @@ class DyingSource:
 def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """``attempt(opened)``: Case 1 over what that returns, six requests in all."""
 
-    def run(opened: Callable[[], DyingSource]) -> int:
+    def run(opened: Callable[[], DyingSource], *more: str) -> int:
         monkeypatch.setattr(main, "_opened", lambda config, case: opened())
         flags = ("--prompt-lengths", "3,7", "--ttft-iterations", "2", "--p99-iterations", "1")
-        return main.run_case("case1", [*flags, "--output-dir", str(tmp_path)])
+        return main.run_case(CASE1, [*flags, *more, "--output-dir", str(tmp_path)])
 
     return run
 
@@ -78,6 +78,18 @@ def test_whose_end_a_reason_is(attempt: Callable[..., int], tmp_path: Path) -> N
     assert remarks(tmp_path) == []
     assert attempt(refused) == 2
     assert remarks(tmp_path) == [f"{before}: no such model"]
+
+
+def test_a_resumed_run_may_end_early_again(attempt: Callable[..., int], tmp_path: Path) -> None:
+    told = ["Baseline: the run ended early: the generator is gone"]
+    assert attempt(lambda: DyingSource(3)) == 2
+    assert attempt(refused, "--resume") == 2
+    assert remarks(tmp_path) == told, "why it could not go on is not why it ended"
+    assert attempt(lambda: DyingSource(3), "--resume") == 2
+    assert remarks(tmp_path) == told
+    assert attempt(lambda: DyingSource(9), "--resume") == 0
+    assert attempt(refused, "--resume") == 2
+    assert remarks(tmp_path) == [], "it was measured to its end"
 
 
 def not_run(directory: Path, reason: str) -> None:
@@ -113,5 +125,5 @@ def test_a_generator_with_its_standard_output_closed_serves(tmp_path: Path, monk
     monkeypatch.setattr("hybridgraph.server.serve", serve_nobody)
     monkeypatch.setattr("hybridgraph.build.open_engine", lambda config, case, progress: opened.append(case))
     monkeypatch.setattr(sys, "stdout", None)
-    assert main.serve("case4", ["--socket", str(tmp_path / "private" / "socket")]) == 0
+    assert main.serve(CASE4, ["--socket", str(tmp_path / "private" / "socket")]) == 0
     assert len(opened) == 1

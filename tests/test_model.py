@@ -152,7 +152,7 @@ def test_a_model_says_what_its_device_is_called() -> None:
 
 
 def test_a_host_without_the_memory() -> None:
-    with pytest.raises(UserError, match="cpu has too little memory"), out_of_memory_is_users(CPU):
+    with pytest.raises(UserError, match="this machine has too little memory"), out_of_memory_is_users(CPU):
         torch.empty(1 << 50)
     with pytest.raises(RuntimeError, match="something else"), out_of_memory_is_users(CPU):
         raise RuntimeError("something else")

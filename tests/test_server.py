@@ -527,6 +527,17 @@ def test_a_signal_ends_an_idle_generator(number: int, code: int) -> None:
         assert list(generator.path.parent.iterdir()) == []
 
 
+def test_under_nohup_a_generator_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which processes started from here inherit
+    try:
+        with toy() as generator:
+            generator.process.send_signal(signal.SIGHUP)
+            assert_serves(generator.path)
+            assert generator.end()[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_ends_a_generator_that_starts() -> None:
     with toy("--start-s", "30", ready=False) as generator, channel_to(generator.path, greet=False) as channel:
         channel.send(HELLO)

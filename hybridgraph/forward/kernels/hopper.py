@@ -91,12 +91,12 @@ class HopperKernels(TritonKernels):
 
 
 def split_k_gemm(num_rows: int, weight: Tensor, *, warpgroups: int) -> Gemm | None:
-    """A GEMM whose reduction is split so that every multiprocessor has a part, or None where it cannot be."""
+    """A GEMM whose reduction is split so that its blocks fill the chip once, or None where they do so without."""
     width, inner = weight.shape
-    splits = multiprocessors(weight.device) // math.ceil(width / UNIT / warpgroups)
-    if splits == 0 or not fits(weight):
-        return None
-    return Gemm("store_partial", tile_for(num_rows, warpgroups), min(splits, math.ceil(inner / 256)))
+    tile = tile_for(num_rows, warpgroups)
+    blocks = math.ceil(math.ceil(width / UNIT / warpgroups) / tile.cluster) * tile.cluster
+    splits = min(multiprocessors(weight.device) // blocks, math.ceil(inner / 256))
+    return Gemm("store_partial", tile, splits) if splits > 1 and fits(weight) else None
 
 
 def tile_for(num_tokens: int, warpgroups: int) -> Tile:
