@@ -100,33 +100,35 @@ class GeneratorLink:
         except (GeneratorGone, TimeoutError, ProtocolError) as error:
             raise self.fault(error) from None
 
-    def wait_for(self, kind: type[_Reply], *, request: int | None = None, on_progress: OnProgress = nobody) -> _Reply:
-        """The next message of type ``kind``; raises UserError where ``request`` or the connection failed instead."""
+    def wait_for(
+        self, kind: type[_Reply], *, request_id: int | None = None, on_progress: OnProgress = nobody
+    ) -> _Reply:
+        """The next message of type ``kind``; raises UserError where ``request_id`` or the connection failed instead."""
         while True:
             message = self.receive()
-            if isinstance(message, kind) and _is_of(message, request):
+            if isinstance(message, kind) and _is_of(message, request_id):
                 return message
             if isinstance(message, Progress):
                 on_progress(message.stage, message.done, message.total)
-            self.heed(message, request)
+            self.heed(message, request_id)
 
-    def wait_for_with_descriptors(self, kind: type[_Reply], *, request: int) -> tuple[_Reply, list[int]]:
+    def wait_for_with_descriptors(self, kind: type[_Reply], *, request_id: int) -> tuple[_Reply, list[int]]:
         """As ``wait_for``, and the file descriptors that came with the message, which the caller closes."""
         while True:
             try:
                 message, descriptors = self.channel.receive_with_descriptors()
             except (GeneratorGone, TimeoutError, ProtocolError) as error:
                 raise self.fault(error) from None
-            if isinstance(message, kind) and _is_of(message, request):
+            if isinstance(message, kind) and _is_of(message, request_id):
                 return message, descriptors
-            self.heed(message, request)
+            self.heed(message, request_id)
 
-    def heed(self, message: ToClient, request: int | None) -> None:
-        """React to what is no answer: raises RequestFailed where ``request`` or the connection failed."""
+    def heed(self, message: ToClient, request_id: int | None) -> None:
+        """React to what is no answer: raises RequestFailed where ``request_id`` or the connection failed."""
         if isinstance(message, Queued):
             self._on_queued(message.position)
-        elif isinstance(message, Failed) and message.request in (None, request):
-            ours = message.kind == "request" and message.request is not None
+        elif isinstance(message, Failed) and message.request_id in (None, request_id):
+            ours = message.kind == "request" and message.request_id is not None
             what = " could not start" if message.kind == "start" else ""
             raise RequestFailed("" if ours else f"the generator at {self.path}{what}: ", message.error, message.kind)
 
@@ -139,9 +141,9 @@ class GeneratorLink:
         return UserError(f"the generator at {self.path}: {error}")
 
 
-def _is_of(message: ToClient, request: int | None) -> bool:
-    """Whether it belongs to ``request``, or to none: a reply to one that was given up may still be on its way."""
-    return getattr(message, "request", request) == request
+def _is_of(message: ToClient, request_id: int | None) -> bool:
+    """Whether it belongs to the request, or to none: a reply to one that was given up may still be on its way."""
+    return getattr(message, "request_id", request_id) == request_id
 
 
 class GeneratorClient:
@@ -150,7 +152,7 @@ class GeneratorClient:
     def __init__(self, link: GeneratorLink, ready: Ready) -> None:
         self._link = link
         self._ready = ready
-        self._request = 0  # the last one sent
+        self._request_id = 0  # of the last one sent
         self._sending = threading.Lock()  # a cancel from another thread is sent after what it cancels
         self.last: Done | None = None  # of the last finished answer
 
@@ -185,12 +187,12 @@ class GeneratorClient:
 
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         """Answer ``request``; raises RequestFailed, or UserError where the generator is gone."""
-        number = self._request + 1
+        request_id = self._request_id + 1
         with self._sending:
-            self._link.send(Generate.of(number, request))
-            self._request = number
+            self._link.send(Generate.of(request_id, request))
+            self._request_id = request_id
         try:
-            return self._receive_answer(number, emit)
+            return self._receive_answer(request_id, emit)
         except RequestFailed:
             raise
         except BaseException:  # the caller's: what the generator still does for it is wasted
@@ -198,12 +200,12 @@ class GeneratorClient:
                 self.cancel()
             raise
 
-    def _receive_answer(self, number: int, emit: Callable[[int], None]) -> Report:
+    def _receive_answer(self, request_id: int, emit: Callable[[int], None]) -> Report:
         while True:
             message = self._link.receive()
             if not isinstance(message, (Token, Done)):
-                self._link.heed(message, number)
-            elif message.request != number:
+                self._link.heed(message, request_id)
+            elif message.request_id != request_id:
                 continue  # the rest of an answer that was given up
             elif isinstance(message, Token):
                 emit(message.id)
@@ -214,7 +216,7 @@ class GeneratorClient:
     def cancel(self) -> None:
         """Give up the request in flight, if any: its ``stream`` raises RequestFailed("cancelled")."""
         with self._sending:
-            self._link.send(Cancel(request=self._request))
+            self._link.send(Cancel(request_id=self._request_id))
 
     def stats(self) -> dict[str, Any]:
         self._link.send(GetStats())

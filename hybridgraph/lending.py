@@ -47,12 +47,12 @@ class Lease:
                 return None
             if isinstance(message, DecodeStep):
                 self._engine.replay_decode()
-                return Replayed(request=message.request, report=None)
+                return Replayed(request_id=message.request_id, report=None)
             self._holding.close()
             self._holding.enter_context(self._engine.hold())
-            return Replayed(request=message.request, report=self._engine.replay_prefill(message.length))
+            return Replayed(request_id=message.request_id, report=self._engine.replay_prefill(message.length))
         except UserError as error:
-            return Failed(request=message.request, kind="request", error=one_line(error))
+            return Failed(request_id=message.request_id, kind="request", error=one_line(error))
         except Exception as error:
             log(f"a replay failed in the engine: {one_line(error)}")
-            return Failed(request=message.request, kind="engine", error=one_line(error))
+            return Failed(request_id=message.request_id, kind="engine", error=one_line(error))

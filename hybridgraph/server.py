@@ -155,7 +155,7 @@ class Server:
         """Tell every waiting request, then every client, why there will be no answer."""
         for job in self._line.clear():
             self._fail(job, kind, error)
-        self._state = Failed(request=None, kind=kind, error=error)
+        self._state = Failed(request_id=None, kind=kind, error=error)
         self._hub.broadcast(self._state)
         for _ in range(2):  # accepts all pending connections, then reads their Hello and tells them too
             self._hub.poll(0.0)
@@ -181,10 +181,10 @@ class Server:
 
     def _serve(self, engine: Engine, job: Job) -> None:
         try:
-            if job.asked is None:
+            if job.request is None:
                 self._lend(engine, job)
             else:
-                self._answer(engine, job, job.asked)
+                self._answer(engine, job, job.request)
         except _Interrupted as interruption:
             self._fail(job, interruption.kind, str(interruption))
         except UserError as error:
@@ -206,20 +206,20 @@ class Server:
             raise UserError(reason) from None
 
     def _answer(self, engine: Engine, job: Job, request: Request) -> None:
-        held_s, number = time.perf_counter(), job.number
+        held_s = time.perf_counter()
         if not job.checked:  # it came before the engine
             engine.check(request)
         first_token_ms, count = None, 0
         with closing(engine.answer(request)) as ids:
             for index, token_id in enumerate(ids):
-                self._hub.send(job.connection, Token(request=number, index=index, id=token_id))
+                self._hub.send(job.connection, Token(request_id=job.request_id, index=index, id=token_id))
                 if index == 0:
                     first_token_ms = (time.perf_counter() - held_s) * 1e3
                 count = index + 1
                 self._look_around(job)
         self._counts["done"] += 1
         done = Done(
-            request=number,
+            request_id=job.request_id,
             report=engine.report,
             num_tokens=count,
             queue_ms=(held_s - job.arrived_s) * 1e3,
@@ -240,7 +240,7 @@ class Server:
         if not isinstance(engine, SharingEngine):
             raise UserError("this generator's engine has no buffers to share")
         with Lease(engine) as lease:
-            reply = Shared(request=job.number, buffers=lease.handles)
+            reply = Shared(request_id=job.request_id, buffers=lease.handles)
             self._hub.send_with_descriptors(job.connection, reply, lease.descriptors)
             self._lease = lease
             try:
@@ -255,23 +255,23 @@ class Server:
 
     def _receive(self, connection: Connection, message: ToServer) -> None:
         if isinstance(message, Generate):
-            self._enqueue(connection, message.request, message.asked())
+            self._enqueue(connection, message.request_id, message.to_request())
         elif isinstance(message, Share):
-            self._enqueue(connection, message.request, None)
+            self._enqueue(connection, message.request_id, None)
         elif isinstance(message, LeaseMessage):
             self._replay(connection, message)
         elif isinstance(message, Cancel):
-            self._cancel(connection, message.request)
+            self._cancel(connection, message.request_id)
         elif isinstance(message, GetStats):
             self._hub.send(connection, Stats(values=self._stats()))
         else:
             self._hub.drop(connection, "protocol", "a second Hello")
 
-    def _enqueue(self, connection: Connection, number: int, asked: Request | None) -> None:
-        job = Job(connection=connection, number=number, asked=asked, arrived_s=time.perf_counter())
-        if self._engine and asked is not None:
+    def _enqueue(self, connection: Connection, request_id: int, request: Request | None) -> None:
+        job = Job(connection=connection, request_id=request_id, request=request, arrived_s=time.perf_counter())
+        if self._engine and request is not None:
             try:
-                self._engine.check(asked)
+                self._engine.check(request)
             except UserError as error:  # now: it need not wait for what cannot be
                 self._fail(job, "request", one_line(error))
                 return
@@ -281,25 +281,25 @@ class Server:
         else:
             self._line.append(job)
 
-    def _cancel(self, connection: Connection, request: int) -> None:
+    def _cancel(self, connection: Connection, request_id: int) -> None:
         holder = self._line.holder
-        if holder is not None and holder.is_of(connection, request):
+        if holder is not None and holder.is_of(connection, request_id):
             holder.cancelled = True  # seen between two tokens
-        elif (job := self._line.take_out(connection, request)) is not None:
+        elif (job := self._line.take_out(connection, request_id)) is not None:
             self._fail(job, "cancelled", "the request was cancelled")
 
     def _replay(self, connection: Connection, message: LeaseMessage) -> None:
         lease, holder = self._lease, self._line.holder
         if lease is None or holder is None or holder.connection is not connection:
             error = "this client does not hold the shared buffers"
-            self._hub.send(connection, Failed(request=message.request, kind="request", error=error))
+            self._hub.send(connection, Failed(request_id=message.request_id, kind="request", error=error))
         elif (reply := lease.replay(message, self._log)) is not None:
             self._hub.send(connection, reply)
         self._answered_s = time.perf_counter()
 
     def _fail(self, job: Job, kind: FailureKind, error: str) -> None:
         self._counts["cancelled" if kind == "cancelled" else "failed"] += 1
-        self._hub.send(job.connection, Failed(request=job.number, kind=kind, error=error))
+        self._hub.send(job.connection, Failed(request_id=job.request_id, kind=kind, error=error))
 
     def _stats(self) -> dict[str, Any]:
         engine = self._engine.stats() if self._engine else {}

@@ -37,7 +37,7 @@ class SharedBufferClient:
         self._shared = shared
         # Fused operations write only to the engine's own buffers; native's sample the same ids.
         self._ops = dynamic_ops("native" if ready.info.ops == "fused" else ready.info.ops)
-        self._request = 1  # the first is Share
+        self._request_id = 1  # the first is Share
         logits = shared["logits"]
         self._own = StaticBuffers(
             positions=shared["ids"].numel(), vocab_size=logits.numel(), dtype=logits.dtype, device=logits.device
@@ -81,20 +81,20 @@ class SharedBufferClient:
         staged = self._own.stage(request)
         self._ops.preprocess(staged, self._shared["ids"], self._shared["last"])
         self._before.stop()
-        self._request += 1
+        self._request_id += 1
         try:
-            report = self._replay(Prefill(request=self._request, length=len(request.prompt_ids))).report
+            report = self._replay(Prefill(request_id=self._request_id, length=len(request.prompt_ids))).report
             self._after.start()
             self._sample(request, 0)
             self._after.stop()
             emit(self._read(0))
             for step in range(1, request.max_new_tokens):
                 self._set_position(step)
-                self._replay(DecodeStep(request=self._request))
+                self._replay(DecodeStep(request_id=self._request_id))
                 self._sample(request, step)
                 emit(self._read(step))
         finally:
-            self._link.send(Finished(request=self._request))
+            self._link.send(Finished(request_id=self._request_id))
         return self._summed(report or Report())
 
     def stats(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class SharedBufferClient:
     def _replay(self, message: Prefill | DecodeStep) -> Replayed:
         self._synchronize()  # the generator's device work knows nothing of ours
         self._link.send(message)
-        return self._link.wait_for(Replayed, request=message.request)
+        return self._link.wait_for(Replayed, request_id=message.request_id)
 
     def _set_position(self, step: int) -> None:
         position = self._shared["position"]
@@ -141,8 +141,8 @@ class SharedBufferClient:
 
 
 def _import_buffers(link: GeneratorLink, imported: ExitStack) -> dict[str, Tensor]:
-    link.send(Share(request=1))
-    shared, descriptors = link.wait_for_with_descriptors(Shared, request=1)
+    link.send(Share(request_id=1))
+    shared, descriptors = link.wait_for_with_descriptors(Shared, request_id=1)
     try:
         missing = [name for name in SHARED_NAMES if name not in shared.buffers]
         if missing:

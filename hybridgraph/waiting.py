@@ -16,18 +16,18 @@ class Job:
     """A request that waits for the engine or holds it."""
 
     connection: Connection
-    number: int  # the client's own
-    asked: Request | None  # None: the buffers
+    request_id: int  # the client's own
+    request: Request | None  # None: the buffers
     arrived_s: float  # perf_counter
     checked: bool = False
     told_ahead: int = 0  # the position its client knows
     cancelled: bool = False
 
-    def is_of(self, connection: Connection, request: int) -> bool:
-        return self.connection is connection and self.number == request
+    def is_of(self, connection: Connection, request_id: int) -> bool:
+        return self.connection is connection and self.request_id == request_id
 
     def queued(self, ahead: int) -> Queued:
-        return Queued(request=self.number, position=ahead)
+        return Queued(request_id=self.request_id, position=ahead)
 
 
 class Line:
@@ -58,10 +58,10 @@ class Line:
             self._tell_positions()
         return self.holder
 
-    def take_out(self, connection: Connection, request: int) -> Job | None:
+    def take_out(self, connection: Connection, request_id: int) -> Job | None:
         """Remove one waiting request; None where it does not wait."""
         for job in self._waiting:
-            if job.is_of(connection, request):
+            if job.is_of(connection, request_id):
                 self._waiting.remove(job)
                 self._tell_positions()
                 return job

@@ -83,16 +83,16 @@ def body(frame: bytearray) -> bytes:
     "message",
     [
         Ready(info=INFO, startup_s=1.5),
-        Token(request=1, index=0, id=2**31),
+        Token(request_id=1, index=0, id=2**31),
         Done(
-            request=1,
+            request_id=1,
             report=Report(device_ms=1.0, graph_path="padded"),
             num_tokens=1,
             queue_ms=0.0,
             first_token_ms=None,
         ),
-        Failed(request=None, kind="version", error="e"),
-        Shared(request=1, buffers={"ids": CUDA, "last": CPU}),
+        Failed(request_id=None, kind="version", error="e"),
+        Shared(request_id=1, buffers={"ids": CUDA, "last": CPU}),
     ],
 )
 def test_messages_survive_the_wire(message: Ready | Token | Done | Failed | Shared) -> None:
@@ -101,7 +101,7 @@ def test_messages_survive_the_wire(message: Ready | Token | Done | Failed | Shar
 
 def test_decoding_random_bytes_yields_protocol_errors_only() -> None:
     draw = random.Random(0)
-    valid = body(encode(Generate(request=1, prompt_ids=[1, 2, 3], max_new_tokens=1, temperature=0.7, seed=1)))
+    valid = body(encode(Generate(request_id=1, prompt_ids=[1, 2, 3], max_new_tokens=1, temperature=0.7, seed=1)))
     refused = 0
     for _ in range(20_000):
         data = bytearray(valid) if draw.random() < 0.5 else bytearray(draw.randbytes(draw.randrange(60)))
@@ -138,7 +138,7 @@ def test_frame_limits() -> None:
     with pytest.raises(FrameTooLarge):
         reader.next()
     with pytest.raises(FrameTooLarge):
-        encode(Generate(request=1, prompt_ids=[0] * MAX_FRAME_BYTES, max_new_tokens=1, temperature=0.0, seed=0))
+        encode(Generate(request_id=1, prompt_ids=[0] * MAX_FRAME_BYTES, max_new_tokens=1, temperature=0.0, seed=0))
     cut_off = FrameReader()
     cut_off.feed(encode(HELLO)[:-1])
     assert cut_off.next() is None
@@ -226,7 +226,7 @@ def test_another_users_client_is_refused() -> None:
         reader.feed(client.recv(4096))
         failed = decode_to_client(reader.next() or b"")
         assert failed == Failed(
-            request=None, kind="protocol", error=f"user id {os.getuid()} may not use this generator"
+            request_id=None, kind="protocol", error=f"user id {os.getuid()} may not use this generator"
         )
         assert len(lines) == 1
         hub.close()

@@ -122,7 +122,7 @@ def ask(client: GeneratorClient, prompt_ids: list[int], count: int = 1, seed: in
 
 
 def generate(request: int, prompt_ids: list[int], count: int = 1) -> Generate:
-    return Generate(request=request, prompt_ids=prompt_ids, max_new_tokens=count, temperature=0.0, seed=0)
+    return Generate(request_id=request, prompt_ids=prompt_ids, max_new_tokens=count, temperature=0.0, seed=0)
 
 
 def assert_serves(path: Path) -> None:
@@ -185,9 +185,9 @@ def test_others_wait_in_order_and_see_it(served: Path) -> None:
         first.send(generate(1, [SLOW], 6))
         assert isinstance(first.receive(), Token)
         second.send(generate(1, [2]))
-        assert second.receive() == Queued(request=1, position=1)
+        assert second.receive() == Queued(request_id=1, position=1)
         third.send(generate(1, [3]))
-        assert third.receive() == Queued(request=1, position=2)
+        assert third.receive() == Queued(request_id=1, position=2)
         third.send(GetStats())
         stats = third.receive()
         assert isinstance(stats, Stats)
@@ -195,7 +195,7 @@ def test_others_wait_in_order_and_see_it(served: Path) -> None:
         assert isinstance(receive_until(first, Done)[-1], Done)
         # The second is answered before the third is told that one less is ahead of it, or that none is.
         assert [type(m) for m in receive_until(second, Done)] == [Token, Done]
-        assert third.receive() == Queued(request=1, position=1)
+        assert third.receive() == Queued(request_id=1, position=1)
         assert [type(m) for m in receive_until(third, Done)] == [Token, Done]
 
 
@@ -250,7 +250,7 @@ def test_a_device_that_is_lost_ends_the_generator() -> None:
         with pytest.raises(RequestFailed, match="device-side assert"):
             ask(client, [BREAKS_FOR_GOOD])
         reason = "the device can no longer be used (RuntimeError: device-side assert): start the generator again"
-        assert other.receive() == Failed(request=None, kind="engine", error=reason)
+        assert other.receive() == Failed(request_id=None, kind="engine", error=reason)
         _, log = generator.process.communicate(timeout=5)
         assert (generator.process.returncode, log.splitlines()[-1]) == (1, f"error: {reason}")
 
@@ -262,7 +262,7 @@ def test_what_cannot_be_answered_is_refused_before_its_turn(served: Path) -> Non
         waiting.send(generate(1, [VOCAB_SIZE]))
         refusal = waiting.receive()
         assert isinstance(refusal, Failed) and refusal.kind == "request"
-        holder.send(Cancel(request=1))
+        holder.send(Cancel(request_id=1))
 
 
 def frame(body: bytes) -> bytes:
@@ -277,7 +277,7 @@ def frame(body: bytes) -> bytes:
         (frame(b"\xc1\xff garbage"), "protocol", "no message of this protocol"),
         (frame(b"\x80"), "protocol", "no message of this protocol"),
         (frame(b"\x91" * 100_000), "protocol", "no message of this protocol"),
-        (bytes(encode(Hello(protocol="hybridgraph", version=2))), "version", "protocol version 2: this generator"),
+        (bytes(encode(Hello(protocol="hybridgraph", version=1))), "version", "protocol version 1: this generator"),
         (bytes(encode(generate(1, [1]))), "protocol", "no message of this protocol"),
         (bytes(encode(HELLO)) * 2, "protocol", "a second Hello"),
         (bytes(encode(HELLO)) + frame(b'{"type": "generate"}'), "protocol", "no message of this protocol"),
@@ -295,7 +295,7 @@ def test_what_is_no_message_ends_its_own_connection_only(served: Path, sent: byt
             with closing(ClientChannel(raw, silence_s=5.0)) as channel:
                 failed = receive_until(channel, Failed)[-1]
                 assert isinstance(failed, Failed)
-                assert (failed.request, failed.kind) == (None, kind)
+                assert (failed.request_id, failed.kind) == (None, kind)
                 assert failed.error.startswith(error)
                 assert "\n" not in failed.error
                 with pytest.raises(GeneratorGone):
@@ -308,7 +308,7 @@ LONG = "x\n" * 500_000
 
 @pytest.mark.parametrize(
     "fields",
-    [{"type": LONG}, {"type": "hello", "protocol": LONG}, {"type": "cancel", "request": 1, LONG: 1}],
+    [{"type": LONG}, {"type": "hello", "protocol": LONG}, {"type": "cancel", "request_id": 1, LONG: 1}],
     ids=["type", "value", "name"],
 )
 def test_what_is_no_message_is_not_quoted_at_length(served: Path, fields: dict[str, object]) -> None:
@@ -344,7 +344,7 @@ def test_a_client_that_says_nothing_is_dropped_and_blocks_nobody(served: Path) -
         assert_serves(served)
         failed = silent.receive()
         assert 0.2 < time.monotonic() - connected_s < 2.0
-        assert failed == Failed(request=None, kind="protocol", error="no Hello within 0.3 s")
+        assert failed == Failed(request_id=None, kind="protocol", error="no Hello within 0.3 s")
 
 
 def test_a_client_that_does_not_read_is_dropped(served: Path) -> None:
@@ -372,10 +372,10 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten(served: Path) -> None:
         assert isinstance(holder.receive(), Token)
         with channel_to(served) as leaving:
             leaving.send(generate(1, [SLOW], 200))
-            assert leaving.receive() == Queued(request=1, position=1)
+            assert leaving.receive() == Queued(request_id=1, position=1)
             last.send(generate(1, [4]))
-            assert last.receive() == Queued(request=1, position=2)
-        assert last.receive() == Queued(request=1, position=1)
+            assert last.receive() == Queued(request_id=1, position=2)
+        assert last.receive() == Queued(request_id=1, position=1)
         assert [type(m) for m in receive_until(last, Done)] == [Token, Done]
 
 
@@ -403,10 +403,10 @@ def test_cancel_ends_a_waiting_request(served: Path) -> None:
         holder.send(generate(1, [SLOW], 5))
         assert isinstance(holder.receive(), Token)
         waiting.send(generate(1, [2]))
-        assert waiting.receive() == Queued(request=1, position=1)
-        waiting.send(Cancel(request=99))  # of nobody: ignored
-        waiting.send(Cancel(request=1))
-        assert waiting.receive() == Failed(request=1, kind="cancelled", error="the request was cancelled")
+        assert waiting.receive() == Queued(request_id=1, position=1)
+        waiting.send(Cancel(request_id=99))  # of nobody: ignored
+        waiting.send(Cancel(request_id=1))
+        assert waiting.receive() == Failed(request_id=1, kind="cancelled", error="the request was cancelled")
         assert isinstance(receive_until(holder, Done)[-1], Done)
 
 
@@ -424,13 +424,13 @@ def test_an_exception_of_the_caller_gives_up_the_answer(served: Path) -> None:
 
 def test_buffers_are_refused_where_the_engine_has_none(served: Path) -> None:
     with channel_to(served) as channel:
-        channel.send(Prefill(request=1, length=3))
+        channel.send(Prefill(request_id=1, length=3))
         assert channel.receive() == Failed(
-            request=1, kind="request", error="this client does not hold the shared buffers"
+            request_id=1, kind="request", error="this client does not hold the shared buffers"
         )
-        channel.send(Share(request=2))
+        channel.send(Share(request_id=2))
         assert channel.receive() == Failed(
-            request=2, kind="request", error="this generator's engine has no buffers to share"
+            request_id=2, kind="request", error="this generator's engine has no buffers to share"
         )
 
 
@@ -475,7 +475,7 @@ def test_who_waits_in_line_hears_of_it_again() -> None:
         assert isinstance(busy.receive(), Token)
         waiting.send(generate(1, [2]))
         replies = receive_until(waiting, Done)
-        assert replies[:3] == [Queued(request=1, position=1)] * 3
+        assert replies[:3] == [Queued(request_id=1, position=1)] * 3
 
 
 def test_sigterm_finishes_a_short_answer() -> None:
@@ -506,7 +506,7 @@ def test_sigint_fails_a_long_answer_and_those_that_wait() -> None:
                 ids.append(token_id)
                 if len(ids) == 1:
                     waiting.send(generate(1, [2]))
-                    assert waiting.receive() == Queued(request=1, position=1)
+                    assert waiting.receive() == Queued(request_id=1, position=1)
                     interrupted_s.append(time.monotonic())
                     generator.process.send_signal(signal.SIGINT)
 
@@ -514,7 +514,7 @@ def test_sigint_fails_a_long_answer_and_those_that_wait() -> None:
                 client.stream(Request(prompt_ids=[SLOW], max_new_tokens=200), emit)
             assert 0.15 < time.monotonic() - interrupted_s[0] < 1.5
             assert failure.value.kind == "stopped"
-            assert waiting.receive() == Failed(request=1, kind="stopped", error="the generator was stopped")
+            assert waiting.receive() == Failed(request_id=1, kind="stopped", error="the generator was stopped")
         output, _ = generator.process.communicate(timeout=5)
         assert (generator.process.returncode, output) == (130, "engine closed\n")
         assert list(generator.path.parent.iterdir()) == []
@@ -544,7 +544,7 @@ def test_a_signal_ends_a_generator_that_starts() -> None:
         channel.receive()
         assert generator.end()[0] == 0
         failed = receive_until(channel, Failed)[-1]
-        assert failed == Failed(request=None, kind="stopped", error="the generator was stopped before it was ready")
+        assert failed == Failed(request_id=None, kind="stopped", error="the generator was stopped before it was ready")
         assert list(generator.path.parent.iterdir()) == []
 
 
@@ -571,7 +571,7 @@ def test_clients_at_the_door_are_told_why_the_generator_ends(tmp_path: Path) -> 
             serve(listener, open_engine, log=lambda _: None)
     for each in channels:
         with closing(each) as channel:
-            assert channel.receive() == Failed(request=None, kind="start", error="unknown model 'x'")
+            assert channel.receive() == Failed(request_id=None, kind="start", error="unknown model 'x'")
 
 
 def test_a_stop_that_breaks_an_import_is_no_failed_start(tmp_path: Path) -> None:

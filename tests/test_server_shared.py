@@ -138,9 +138,9 @@ def greeted(path: Path) -> ClientChannel:
 def test_others_wait_until_the_buffers_are_given_back(path: Path) -> None:
     with closing(greeted(path)) as other:
         with closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
-            other.send(Generate(request=1, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
-            assert other.receive() == Queued(request=1, position=1)
-            other.send(Prefill(request=2, length=3))
+            other.send(Generate(request_id=1, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
+            assert other.receive() == Queued(request_id=1, position=1)
+            other.send(Prefill(request_id=2, length=3))
             refused = other.receive()
             assert isinstance(refused, Failed)
             assert refused.error == "this client does not hold the shared buffers"
@@ -151,22 +151,22 @@ def test_others_wait_until_the_buffers_are_given_back(path: Path) -> None:
 
 def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
     with closing(greeted(path)) as channel:
-        channel.send(Share(request=1))
+        channel.send(Share(request_id=1))
         shared, descriptors = channel.receive_with_descriptors()
         assert isinstance(shared, Shared)
         assert set(shared.buffers) == set(SHARED_NAMES)
         for descriptor in descriptors:
             os.close(descriptor)
         for length in (-3, 0, 513):
-            channel.send(Prefill(request=2, length=length))
-            refusal = Failed(request=2, kind="request", error=f"a prompt of {length} ids: from 1 to 512")
+            channel.send(Prefill(request_id=2, length=length))
+            refusal = Failed(request_id=2, kind="request", error=f"a prompt of {length} ids: from 1 to 512")
             assert channel.receive() == refusal
-        channel.send(Prefill(request=2, length=4))
-        channel.send(DecodeStep(request=2))
-        channel.send(Finished(request=2))
+        channel.send(Prefill(request_id=2, length=4))
+        channel.send(DecodeStep(request_id=2))
+        channel.send(Finished(request_id=2))
         assert [type(channel.receive()) for _ in range(2)] == [Replayed, Replayed]
-        channel.send(Cancel(request=1))
-        channel.send(Generate(request=3, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
+        channel.send(Cancel(request_id=1))
+        channel.send(Generate(request_id=3, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
         received = channel.receive()
         while isinstance(received, Queued):
             received = channel.receive()

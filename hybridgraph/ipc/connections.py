@@ -127,7 +127,7 @@ class Hub:
         """Tell the client why, log it, and close its connection."""
         self._log(f"a client was dropped: {error}")
         if not connection.unsent:
-            self.send(connection, Failed(request=None, kind=kind, error=error))
+            self.send(connection, Failed(request_id=None, kind=kind, error=error))
         self._close(connection)
 
     def close(self) -> None:

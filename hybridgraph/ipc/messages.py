@@ -18,7 +18,7 @@ import msgspec
 from hybridgraph.errors import shortened
 from hybridgraph.records import Report, Request, SourceInfo
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 
@@ -57,24 +57,24 @@ class Hello(Message, tag="hello", forbid_unknown_fields=False):
 class Generate(Message, tag="generate"):
     """Answer one prompt. Replies: Queued where others are ahead, Token for each id, then Done or Failed."""
 
-    request: int  # chosen by the client, unique within its connection
+    request_id: int  # chosen by the client, unique within its connection
     prompt_ids: list[int]
     max_new_tokens: int
     temperature: float  # 0 is greedy
     seed: int
 
     @classmethod
-    def of(cls, number: int, asked: Request) -> Generate:
-        """The message that asks for ``asked``, as request ``number``."""
+    def of(cls, request_id: int, request: Request) -> Generate:
+        """The message that asks for ``request``."""
         return cls(
-            request=number,
-            prompt_ids=asked.prompt_ids,
-            max_new_tokens=asked.max_new_tokens,
-            temperature=asked.temperature,
-            seed=asked.seed,
+            request_id=request_id,
+            prompt_ids=request.prompt_ids,
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
         )
 
-    def asked(self) -> Request:
+    def to_request(self) -> Request:
         return Request(
             prompt_ids=self.prompt_ids,
             max_new_tokens=self.max_new_tokens,
@@ -89,7 +89,7 @@ class Cancel(Message, tag="cancel"):
     Of a Share that was granted it is the end, and no failure: there is no reply.
     """
 
-    request: int
+    request_id: int
 
 
 class GetStats(Message, tag="get_stats"):
@@ -99,26 +99,26 @@ class GetStats(Message, tag="get_stats"):
 class Share(Message, tag="share"):
     """Ask for the engine's static buffers. The engine is this client's from Shared until its Cancel or its end."""
 
-    request: int
+    request_id: int
 
 
 class Prefill(Message, tag="prefill"):
     """Replay a prefill over the shared buffers, whose writes by the client have finished. Reply: Replayed."""
 
-    request: int
+    request_id: int
     length: int  # ids of the prompt, without padding
 
 
 class DecodeStep(Message, tag="decode_step"):
     """Replay one decode step on the id in the shared buffer ``token``. Reply: Replayed."""
 
-    request: int
+    request_id: int
 
 
 class Finished(Message, tag="finished"):
     """The client has read the last logits of its answer: background work may use the buffers. No reply."""
 
-    request: int
+    request_id: int
 
 
 class Progress(Message, tag="progress"):
@@ -139,14 +139,14 @@ class Ready(Message, tag="ready"):
 class Queued(Message, tag="queued"):
     """Others hold or wait for the engine; sent again whenever the position changes, and every minute."""
 
-    request: int
+    request_id: int
     position: int  # requests ahead of this one, the one being answered included
 
 
 class Token(Message, tag="token"):
     """One sampled id, sent when it exists."""
 
-    request: int
+    request_id: int
     index: int  # 0 is the first new id
     id: int
 
@@ -154,7 +154,7 @@ class Token(Message, tag="token"):
 class Done(Message, tag="done"):
     """The answer is complete."""
 
-    request: int
+    request_id: int
     report: Report
     num_tokens: int
     queue_ms: float  # from the request's arrival to its hold of the engine
@@ -162,9 +162,9 @@ class Done(Message, tag="done"):
 
 
 class Failed(Message, tag="failed"):
-    """A request failed, or (``request`` None) the connection did. One line for the user."""
+    """A request failed, or (``request_id`` None) the connection did. One line for the user."""
 
-    request: int | None
+    request_id: int | None
     kind: FailureKind
     error: str
 
@@ -205,14 +205,14 @@ class CpuBuffer(msgspec.Struct, frozen=True, kw_only=True, tag="cpu"):
 class Shared(Message, tag="shared"):
     """The engine's static buffers by name; see ``hybridgraph.ipc.buffers.SHARED_NAMES``."""
 
-    request: int
+    request_id: int
     buffers: dict[str, CudaBuffer | CpuBuffer]
 
 
 class Replayed(Message, tag="replayed"):
     """The replay has finished on the device: the shared logits may be read."""
 
-    request: int
+    request_id: int
     report: Report | None  # of a prefill
 
 
