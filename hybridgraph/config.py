@@ -16,6 +16,8 @@ from hybridgraph.records import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 LOAD_FORMATS = ("dummy", "auto")
 DTYPES = ("float16", "bfloat16", "float32")
+OPS = ("torchscript", "inductor", "native", "fused")
+FORWARDS = ("hf", "fused")
 MAX_ITERATIONS = 1_000_000  # a raw sample is about 1 KiB in memory: beyond this a run could not hold its own
 MAX_PAUSE_MS = 60_000
 DEFAULT_MAX_SEQ_LEN = 512
@@ -99,11 +101,9 @@ class Config:
     output_dir: str = _setting("output", "where results go", metavar="DIR")
     resume: bool = _setting(False, "finish an interrupted run: nothing measured is measured again")
     json: bool = _setting(False, "the last line of standard output is one JSON document of the results")
-    ops: str | None = _setting(
-        None, "dynamic operations (default: the case's own)", choices=("torchscript", "inductor", "native", "fused")
-    )
+    ops: str | None = _setting(None, "dynamic operations (default: the case's own)", choices=OPS)
     forward: str = _setting(
-        "hf", "Case 4's forward: Hugging Face's own, or the fused one over the same weights", choices=("hf", "fused")
+        "hf", "Case 4's forward: Hugging Face's own, or the fused one over the same weights", choices=FORWARDS
     )
     max_graphs: int = _setting(50, "graphs the rolling pool holds", type=int, metavar="N")
     precapture: str | None = _setting(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
 from typing import Any
@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
+from hybridgraph.cases import CASE4_FUSED
+from hybridgraph.config import DEFAULT_MAX_SEQ_LEN, FORWARDS, OPS, Config, parse_lengths
 from hybridgraph.errors import UserError
 from hybridgraph.forward.static import open_static_operations
 from hybridgraph.graphs.background import BackgroundCapture
@@ -33,7 +35,7 @@ from hybridgraph.graphs.policy import RULES, GraphCache
 from hybridgraph.graphs.pool import GraphPool, Plan, eagerly
 from hybridgraph.graphs.turn import Turn
 from hybridgraph.model import LoadedModel, device_called, load_model, out_of_memory_is_users
-from hybridgraph.ops import OPS_NAMES, dynamic_ops
+from hybridgraph.ops import dynamic_ops
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceMark, DeviceTimer, Stopwatch, on_device
@@ -46,14 +48,14 @@ class EngineOptions:
     ops: str = "fused"
     forward: str = "hf"
     graphs: str = "padded"
-    precapture: tuple[int, ...] = field(default_factory=lambda: tuple(range(10, 501, 10)))
-    max_graphs: int = 50
+    precapture: tuple[int, ...] = parse_lengths(CASE4_FUSED.precapture)
+    max_graphs: int = Config.max_graphs
     async_capture: bool = True
-    positions: int = 512
+    positions: int = DEFAULT_MAX_SEQ_LEN
 
     def __post_init__(self) -> None:
         """Raise UserError for what no engine can be made of."""
-        for name, allowed in (("ops", OPS_NAMES), ("forward", ("hf", "fused")), ("graphs", ("none", *RULES))):
+        for name, allowed in (("ops", OPS), ("forward", FORWARDS), ("graphs", ("none", *RULES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
         for name, number in (("max_graphs", self.max_graphs), ("positions", self.positions)):

@@ -151,9 +151,9 @@ class MeasuringLoop:
     def row(self, phase: Phase, length: int, count: int) -> list[Sample]:
         """``count`` samples of ``phase`` at one length."""
         new_tokens, first = self._config.new_tokens if phase == "decode" else 1, self._first_prompt[phase]
-        return [replace(self._sample(phase, length, first + i, new_tokens), iteration=i) for i in range(count)]
+        return [self._sample(phase, length, first + i, new_tokens, iteration=i) for i in range(count)]
 
-    def _sample(self, phase: Phase, length: int, prompt_index: int, new_tokens: int) -> Sample:
+    def _sample(self, phase: Phase, length: int, prompt_index: int, new_tokens: int, *, iteration: int = 0) -> Sample:
         if self._config.pause_ms:
             time.sleep(self._config.pause_ms / 1e3)
         request = Request(
@@ -177,7 +177,7 @@ class MeasuringLoop:
             run_id=self._run_id,
             phase=phase,
             prompt_length=length,
-            iteration=0,
+            iteration=iteration,
             warmth=self._warmth(new_tokens > 1, length),
             ttft_ms=(stamps_ns[0] - start_ns) / 1e6,
             device_ms=report.device_ms,

@@ -16,11 +16,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from hybridgraph import config
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.errors import UserError
 from hybridgraph.records import Request
-
-OPS_NAMES = ("native", "torchscript", "inductor", "fused")
 
 
 @dataclass(frozen=True)
@@ -80,5 +79,5 @@ def dynamic_ops(name: str) -> DynamicOps:
     elif name == "fused":
         from hybridgraph.ops.fused import OPS
     else:
-        raise UserError(f"unknown dynamic operations '{name}': one of {', '.join(OPS_NAMES)}")
+        raise UserError(f"unknown dynamic operations '{name}': one of {', '.join(config.OPS)}")
     return OPS
