@@ -16,8 +16,8 @@ from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.sources.local import LocalEngineSource
 
 
-def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[LoadedModel, SourceInfo]:
-    """Load the model on the device that ``config`` means, and find out what both are."""
+def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[LoadedModel, SourceInfo, Config]:
+    """Load the model on the device that ``config`` means; returns it, what both are, and ``config`` resolved."""
     resolved, device = environment.resolve(config)
     assert resolved.model is not None and resolved.dtype is not None
     progress("loading weights", 0, 1)
@@ -30,32 +30,32 @@ def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[Loa
         rates=environment.measure_rates(device, loaded.dtype),
         environment=environment.describe(device) | {"case": case.key, "resolved_configuration": resolved.as_json()},
     )
-    return loaded, info
+    return loaded, info, resolved
 
 
 def open_engine(config: Config, case: Case, progress: OnProgress = nobody) -> HybridEngine:
     """The engine of a case, ready to answer."""
-    loaded, info = load(config, case, progress)
-    positions = config.fitted(loaded.max_positions, loaded.name).positions
+    loaded, info, resolved = load(config, case, progress)
+    assert resolved.ops is not None and case.forward is not None
     options = EngineOptions(
-        ops=config.ops or case.ops or "native",
-        forward=case.forward or "hf",
+        ops=resolved.ops,
+        forward=case.forward,
         graphs=case.graphs,
-        precapture=_precapture(config, case, positions),
-        max_graphs=config.max_graphs,
-        async_capture=case.async_capture and config.async_capture,
-        positions=positions,
+        precapture=_precapture(resolved, case),
+        max_graphs=resolved.max_graphs,
+        async_capture=case.async_capture and resolved.async_capture,
+        positions=resolved.positions,
     )
     return HybridEngine(loaded, options, info, progress)
 
 
-def _precapture(config: Config, case: Case, positions: int) -> tuple[int, ...]:
+def _precapture(config: Config, case: Case) -> tuple[int, ...]:
     """Of a case's own lengths, those that fit; of a user's, all: raises UserError where they do not."""
     if case.graphs == "none":
         return ()
     lengths = parse_lengths(config.precapture or case.precapture)
-    if config.precapture and max(lengths) > positions:
-        raise UserError(f"--precapture {config.precapture}: there are {positions} positions (--max-seq-len)")
+    if config.precapture and max(lengths) > config.positions:
+        raise UserError(f"--precapture {config.precapture}: there are {config.positions} positions (--max-seq-len)")
     if config.precapture and len(lengths) > config.max_graphs:
         raise UserError(
             f"--precapture {config.precapture}: {len(lengths)} lengths for --max-graphs {config.max_graphs}"
@@ -66,6 +66,6 @@ def _precapture(config: Config, case: Case, positions: int) -> tuple[int, ...]:
 def open_source(config: Config, case: Case, progress: OnProgress = nobody) -> TokenSource:
     """The source of a case that runs in one process."""
     if case == CASE1:
-        loaded, info = load(config, case, progress)
+        loaded, info, _ = load(config, case, progress)
         return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
     return LocalEngineSource(open_engine(config, case, progress))

@@ -17,12 +17,11 @@ from hybridgraph.sources.huggingface import HuggingFaceSource
 
 def open_hf_static(config: Config, case: Case) -> HuggingFaceSource:
     """The baseline's source with a static cache, one for all lengths, on the device that ``config`` means."""
-    loaded, info = load(config, case)
-    positions = config.fitted(loaded.max_positions, loaded.name).positions
-    arguments = {"cache_implementation": "static", "max_cache_len": positions}
+    loaded, info, resolved = load(config, case)
+    arguments = {"cache_implementation": "static", "max_cache_len": resolved.positions}
     compiled = "decode"
     if case == HF_COMPILED:
-        arguments["prefill_chunk_size"] = positions
+        arguments["prefill_chunk_size"] = resolved.positions
         compiled = "prefill and decode"
     on_gpu = loaded.device.type == "cuda"
     info = replace(
