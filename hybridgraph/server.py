@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from hybridgraph.errors import UserError, one_line
@@ -38,15 +39,22 @@ from hybridgraph.ipc.messages import (
     ToServer,
 )
 from hybridgraph.lending import Lease, LeaseMessage
-from hybridgraph.progress import OnProgress, say
+from hybridgraph.progress import OnProgress, nobody, say
 from hybridgraph.records import Request
 from hybridgraph.served import Engine, SharingEngine
 from hybridgraph.signals import Stopped, StopSignals
 from hybridgraph.waiting import Job, Line
 
-FINISH_S = 2.0  # what an answer in flight is given when the generator is told to stop
 MAX_WAITING_PER_CLIENT = 64
-REMIND_S = 60.0  # much less than a client bears silence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long what is waited for, in seconds."""
+
+    hello_s: float = HELLO_TIMEOUT_S  # a client's introduction
+    finish_s: float = 2.0  # an answer in flight, when the generator is told to stop
+    remind_s: float = 60.0  # before who waits in line hears of it again: much less than a client bears silence
 
 
 def log_to_stderr(text: str) -> None:
@@ -57,11 +65,9 @@ def serve(
     listener: Listener,
     open_engine: Callable[[OnProgress], Engine],
     *,
-    on_ready: Callable[[], None] = lambda: None,
+    on_ready: Callable[[], None] = nobody,
     log: Callable[[str], None] = log_to_stderr,
-    hello_timeout_s: float = HELLO_TIMEOUT_S,
-    finish_s: float = FINISH_S,
-    remind_s: float = REMIND_S,
+    patience: Patience = Patience(),
 ) -> int:
     """Open an engine and serve it until SIGTERM, SIGINT or SIGHUP; returns the process's exit code (0, 130 or 129).
 
@@ -69,7 +75,7 @@ def serve(
     first call on. What it raises reaches them as Failed and is raised again here. Must be called
     from the main thread, which receives signals. The listener stays the caller's.
     """
-    with StopSignals() as stop, closing(Server(listener, stop, log, hello_timeout_s, finish_s, remind_s)) as server:
+    with StopSignals() as stop, closing(Server(listener, stop, log, patience)) as server:
         try:
             with stop.at_once():
                 engine = open_engine(server.show_progress)
@@ -95,19 +101,10 @@ class _Interrupted(Exception):
 class Server:
     """Who holds the engine, who waits for it, and what every message does."""
 
-    def __init__(
-        self,
-        listener: Listener,
-        stop: StopSignals,
-        log: Callable[[str], None],
-        hello_timeout_s: float,
-        finish_s: float,
-        remind_s: float,
-    ) -> None:
+    def __init__(self, listener: Listener, stop: StopSignals, log: Callable[[str], None], patience: Patience) -> None:
         self._stop = stop
         self._log = log
-        self._finish_s = finish_s
-        self._remind_s = remind_s
+        self._patience = patience
         self._started_s = time.perf_counter()
         self._hub = Hub(
             listener,
@@ -115,14 +112,13 @@ class Server:
             on_message=self._receive,
             on_close=lambda connection: self._line.forget(connection),
             log=log,
-            hello_timeout_s=hello_timeout_s,
+            hello_timeout_s=patience.hello_s,
         )
         self._hub.watch(stop.wake, lambda: stop.wake.recv(64))
         self._engine: Engine | None = None
         self._line = Line(lambda job, ahead: self._hub.send(job.connection, job.queued(ahead)))
         self._lease: Lease | None = None
         self._answered_s = -math.inf  # when a client was last given what it asked for
-        self._reminded_s = self._started_s
         self._state: Progress | Ready | Failed = Progress(stage="starting", done=0, total=0)
         self._counts = Counter(clients=0, done=0, failed=0, cancelled=0)
 
@@ -170,14 +166,9 @@ class Server:
 
     def _poll(self, timeout_s: float | None) -> None:
         """See to the sockets. Who waits in line hears of it from time to time: silence would mean that we are gone."""
-        if not len(self._line):
-            self._hub.poll(timeout_s)
-            self._reminded_s = time.perf_counter()
-            return
-        self._hub.poll(self._remind_s if timeout_s is None else timeout_s)
-        if time.perf_counter() > self._reminded_s + self._remind_s:
-            self._reminded_s = time.perf_counter()
-            self._line.remind()
+        waits_s = self._patience.remind_s if timeout_s is None and len(self._line) else timeout_s
+        self._hub.poll(waits_s)
+        self._line.remind(self._patience.remind_s)
 
     def _serve(self, engine: Engine, job: Job) -> None:
         try:
@@ -232,7 +223,7 @@ class Server:
         self._poll(0.0)
         if job.cancelled or not job.connection.open:
             raise _Interrupted("cancelled", "the request was cancelled")
-        if self._stop.received is not None and time.monotonic() > self._stop.received_s + self._finish_s:
+        if self._stop.received is not None and time.monotonic() > self._stop.received_s + self._patience.finish_s:
             raise _Interrupted("stopped", "the generator was stopped before the answer was complete")
 
     def _lend(self, engine: Engine, job: Job) -> None:

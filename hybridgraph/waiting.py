@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Line:
     def __init__(self, tell: Callable[[Job, int], None]) -> None:
         self.holder: Job | None = None
         self._tell = tell
+        self._reminded_s = time.perf_counter()
         self._waiting: deque[Job] = deque()
 
     def __len__(self) -> int:
@@ -79,11 +81,16 @@ class Line:
         self._waiting.clear()
         return left
 
-    def remind(self) -> None:
-        """Tell everyone who waits of their position again."""
-        for job in self._waiting:
-            job.told_ahead = 0
-        self._tell_positions()
+    def remind(self, every_s: float) -> None:
+        """Tell everyone who waits of their position again, ``every_s`` after the last time or the line's beginning."""
+        now_s = time.perf_counter()
+        if not self._waiting:
+            self._reminded_s = now_s
+        elif now_s > self._reminded_s + every_s:
+            self._reminded_s = now_s
+            for job in self._waiting:
+                job.told_ahead = 0
+            self._tell_positions()
 
     def _tell_positions(self) -> None:
         waiting = self._waiting

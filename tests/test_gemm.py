@@ -87,7 +87,7 @@ LLAMA = Heads(num_heads=32, num_kv_heads=32, head_dim=128, scale=128**-0.5, eps=
 GROUPED = Heads(num_heads=6, num_kv_heads=2, head_dim=64, scale=64**-0.5, eps=1e-5)  # 10 units
 
 
-def project_store(
+def projected(
     kernels: HopperKernels | ReferenceKernels, normed: Tensor, weight: Tensor, heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries, keys and values of positions 3, 4, …, from what ``weight`` projects."""
@@ -95,7 +95,8 @@ def project_store(
     angles = torch.arange(num_tokens + 3, device="cuda")[:, None] / torch.arange(1, heads.head_dim // 2 + 1).cuda()
     slots = [normed.new_zeros(heads.num_kv_heads, num_tokens + 3, heads.head_dim) for _ in range(2)]
     turn = (angles.cos(), angles.sin())
-    queries = kernels.project_store(normed, weight, None, start, heads, HeadNorms(), Slots(*slots, *turn))
+    qkv = kernels.project(normed, weight, None)
+    queries = kernels.rotate_store(qkv, start, heads, HeadNorms(), Slots(*slots, *turn))
     return queries[:, : weight.shape[0] - 2 * heads.num_kv_heads * heads.head_dim], *(each[:, 3:] for each in slots)
 
 
@@ -110,8 +111,8 @@ def test_projections_equal_float32(
     num_heads = 2 * heads.num_kv_heads + (0 if without_queries else heads.num_heads)
     normed, weight = rows(num_tokens, width, dtype=dtype), rows(num_heads * heads.head_dim, width, dtype=dtype)
     weight /= width**0.5
-    actual = project_store(HopperKernels(), normed, weight, heads)
-    expected = project_store(ReferenceKernels(), normed.float(), weight.float(), heads)
+    actual = projected(HopperKernels(), normed, weight, heads)
+    expected = projected(ReferenceKernels(), normed.float(), weight.float(), heads)
     for part, plain in zip(actual, expected, strict=True):
         assert part.numel() == 0 or error(part, plain) <= (1e-3 if dtype == torch.float16 else 8e-3)
 
@@ -130,7 +131,7 @@ def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
     monkeypatch.setattr(gemm, "compile_gemm", None)
     for num_tokens in lengths:
         normed, hidden = rows(num_tokens, 4096, dtype=dtype), rows(num_tokens, 4096, dtype=dtype)
-        project_store(kernels, normed, qkv, LLAMA)
+        projected(kernels, normed, qkv, LLAMA)
         kernels.linear_add_norm(hidden, kernels.linear_swiglu(normed, gate_up), down, normed[0], 1e-5)
 
 

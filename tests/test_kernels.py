@@ -145,9 +145,8 @@ def test_one_row_swiglu(num_rows: int, width: int) -> None:
 
 def stored_plainly(partial: Tensor, start: Tensor, attention: Attention) -> Tensor:
     """Projections whose ``partial`` sums are given, rotated and stored in float32; returns the queries."""
-    product, unit = partial.float().sum(0), torch.eye(partial.shape[2], device=DEVICE)
     norms = plain_norms(attention.norms)
-    return ReferenceKernels().project_store(product, unit, None, start, attention.heads, norms, attention.plain)
+    return ReferenceKernels().rotate_store(partial.float(), start, attention.heads, norms, attention.plain)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -45,7 +45,7 @@ from hybridgraph.ipc.messages import (
 )
 from hybridgraph.progress import OnProgress
 from hybridgraph.records import Request
-from hybridgraph.server import Engine, Server, serve
+from hybridgraph.server import Engine, Patience, Server, serve
 from hybridgraph.signals import StopSignals
 
 SCRIPT = "case4_jit_cuda_generator.py"
@@ -595,7 +595,7 @@ def test_a_generator_polls_while_another_message_may_be_expected(
     engine = ToyEngine()
     waits: list[float | None] = []
     with listen(tmp_path / "socket") as listener, StopSignals() as stop:
-        server = Server(listener, stop, print, 1.0, 1.0, 60.0)
+        server = Server(listener, stop, print, Patience())
         monkeypatch.setattr(server._hub, "poll", waits.append)
         for answered_s_ago, capturing in ((math.inf, False), (10.0, False), (10.0, True), (0.1, True), (200.0, False)):
             server._answered_s = time.perf_counter() - answered_s_ago

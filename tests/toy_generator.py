@@ -18,7 +18,7 @@ from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import listen
 from hybridgraph.progress import OnProgress
 from hybridgraph.records import Report, Request, SourceInfo
-from hybridgraph.server import serve
+from hybridgraph.server import Patience, serve
 
 VOCAB_SIZE, MAX_SEQ_LEN = 100, 600
 BREAKS, SLOW, BREAKS_FOR_GOOD = 7, 8, 6
@@ -109,9 +109,7 @@ def main() -> int:
                 listener,
                 open_engine,
                 on_ready=lambda: print("ready", flush=True),
-                hello_timeout_s=options.hello_timeout,
-                finish_s=options.finish,
-                remind_s=options.remind,
+                patience=Patience(hello_s=options.hello_timeout, finish_s=options.finish, remind_s=options.remind),
             )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -95,7 +95,8 @@ class FusedForward:
     ) -> Tensor:
         """Add ``layer`` to ``hidden``; returns it normed for the layer ``after``."""
         kernels, heads, eps = self._kernels, self._heads, self._weights.eps
-        queries = kernels.project_store(normed, layer.qkv, layer.qkv_bias, start, heads, layer.head_norms, slots)
+        qkv = kernels.project(normed, layer.qkv, layer.qkv_bias)
+        queries = kernels.rotate_store(qkv, start, heads, layer.head_norms, slots)
         attended = kernels.attend(queries, start, heads, slots)
         normed = kernels.linear_add_norm(hidden, attended, layer.out, layer.mlp_norm, eps)
         gated = kernels.linear_swiglu(normed, layer.gate_up)
@@ -105,7 +106,8 @@ class FusedForward:
         """Keys and values of every position: all that later tokens need of the last layer."""
         width = self._heads.query_width
         bias = None if layer.qkv_bias is None else layer.qkv_bias[width:]
-        self._kernels.project_store(normed, layer.qkv[width:], bias, start, self._heads, layer.head_norms, slots)
+        kv = self._kernels.project(normed, layer.qkv[width:], bias)
+        self._kernels.rotate_store(kv, start, self._heads, layer.head_norms, slots)
 
     def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
         bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]

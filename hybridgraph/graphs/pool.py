@@ -260,7 +260,7 @@ class GraphPool:
 def _economics(costs: Sequence[CaptureCost]) -> dict[str, Any]:
     """Medians over the prefill graphs captured before serving; a graph pays back what it saves a request over eager.
 
-    Of others that is not known: behind a request nothing is run only to be timed.
+    Of others that is not known: while serving, nothing is run only to be timed.
     """
     figures = [
         (cost.warmup_ms + cost.capture_ms + cost.first_replay_ms, cost.driver_mib, cost.eager_ms - cost.replay_ms)

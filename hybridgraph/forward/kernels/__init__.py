@@ -60,7 +60,7 @@ class Kernels(Protocol):
     def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         """Compile at once what prompts of ``lengths`` would have compiled one by one.
 
-        For ``project_store`` with weights like ``qkv``, ``linear_swiglu`` with weights like ``gate_up``, and
+        For ``project`` with weights like ``qkv``, ``linear_swiglu`` with weights like ``gate_up``, and
         ``linear_add_norm`` with weights like ``adding``.
         """
         ...
@@ -79,20 +79,15 @@ class Kernels(Protocol):
         """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
         ...
 
-    def project_store(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        start: Tensor,
-        heads: Heads,
-        norms: HeadNorms,
-        slots: Slots,
-    ) -> Tensor:
-        """Queries, keys and values of a prompt's rows [n, h], the first of which is at position ``start``.
+    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[n, k] times weight [m, k] transposed, plus bias [m], as partial sums [splits, n, m] to be added up."""
+        ...
 
-        ``weight`` [(queries + 2 * keys) * dim, h], with ``bias``, may lack the queries. Keys are rotated into
-        ``slots.keys``, values go to ``slots.values``. Returns [n, >= queries * dim]: first the rotated queries.
+    def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
+        """Add up the partial sums ``qkv`` [splits, n, (queries + 2 * keys) * dim] of a prompt's rows, and rotate.
+
+        The first row is at position ``start``. Rotated keys go to ``slots.keys``, values to ``slots.values``. ``qkv``
+        may lack the queries. Returns [n, >= queries * dim]: first the rotated queries.
         """
         ...
 

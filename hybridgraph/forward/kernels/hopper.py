@@ -14,7 +14,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 from hybridgraph.forward.kernels.gemm import UNIT, Gemm, Tile, compile_together
 from hybridgraph.forward.kernels.triton import TritonKernels
 
@@ -38,20 +37,11 @@ class HopperKernels(TritonKernels):
         wanted += [self._added(length, weight) for weight in adding for length in lengths]
         compile_together({gemm for gemm in wanted if gemm is not None}, gate_up.dtype)
 
-    def project_store(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        start: Tensor,
-        heads: Heads,
-        norms: HeadNorms,
-        slots: Slots,
-    ) -> Tensor:
+    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         gemm = self._projected(rows.shape[0], weight)
         if gemm is None or bias is not None:
-            return super().project_store(rows, weight, bias, start, heads, norms, slots)
-        return self.rotate_store(self._partial_sums(gemm, rows, weight), start, heads, norms, slots)
+            return super().project(rows, weight, bias)
+        return self._sums(gemm, rows, weight)
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
         gemm = self._swiglu(rows.shape[0], gate_up)
@@ -65,9 +55,9 @@ class HopperKernels(TritonKernels):
         gemm = self._added(rows.shape[0], weight)
         if gemm is None:
             return super().linear_add_norm(hidden, rows, weight, norm, eps)
-        return self.add_norm(hidden, self._partial_sums(gemm, rows, weight), norm, eps)
+        return self.add_norm(hidden, self._sums(gemm, rows, weight), norm, eps)
 
-    def _partial_sums(self, gemm: Gemm, rows: Tensor, weight: Tensor) -> Tensor:
+    def _sums(self, gemm: Gemm, rows: Tensor, weight: Tensor) -> Tensor:
         out = rows.new_empty(gemm.splits, rows.shape[0], weight.shape[0])
         gemm(rows, weight, out, overlap=self._overlap)
         return out

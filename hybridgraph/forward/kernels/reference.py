@@ -38,18 +38,12 @@ class ReferenceKernels:
         torch.addmm(hidden, rows, weight.T, out=hidden)
         return self.norm(hidden, norm, eps)
 
-    def project_store(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        start: Tensor,
-        heads: Heads,
-        norms: HeadNorms,
-        slots: Slots,
-    ) -> Tensor:
-        qkv = F.linear(rows, weight, bias)
-        positions = _positions(start, rows.shape[0])
+    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, weight, bias)[None]
+
+    def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
+        qkv = qkv.sum(0)
+        positions = _positions(start, qkv.shape[0])
         cos, sin = slots.cos.index_select(0, positions), slots.sin.index_select(0, positions)
         queries, keys, values = _split(qkv, heads)
         queries.copy_(self._rotated(queries, norms.query, heads.eps, cos, sin))

@@ -98,20 +98,10 @@ class TritonKernels:
         )
         return out
 
-    def project_store(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        start: Tensor,
-        heads: Heads,
-        norms: HeadNorms,
-        slots: Slots,
-    ) -> Tensor:
-        return self.rotate_store(F.linear(rows, weight, bias)[None], start, heads, norms, slots)
+    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, weight, bias)[None]
 
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
-        """What ``project_store`` does after its GEMM, whose partial sums are ``qkv`` [splits, n, m]."""
         splits, rows, width = qkv.shape
         num_queries = width // heads.head_dim - 2 * heads.num_kv_heads
         most, warps = ROTATE_BLOCK
