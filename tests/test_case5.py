@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = Path(__file__).resolve().parent / "tensorrt_stand_in"
 VERSIONS = ("1.0", "1.2", "1.4")
 QUICK = ("--model", "tiny-llama", "--prompt-lengths", "12,31", "--ttft-iterations", "2", "--p99-iterations", "3")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of temporary files, however the engine's process ended."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    yield
+    assert not list(temporary.glob("hybridgraph-*"))
 
 
 def environment(tmp_path: Path, **variables: str) -> dict[str, str]:

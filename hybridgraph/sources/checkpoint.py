@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from hybridgraph.errors import UserError
 from hybridgraph.hub import ids_in, local_directory, looking_up, read_configuration, special_ids, unknown_model
 from hybridgraph.roofline import ModelShape
 from hybridgraph.shapes import DEFAULT_GPU_MODEL, builtin_config
+from hybridgraph.sources.supervise import SCRATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,6 @@ def _downloaded(repository: str, file: str, *, required: bool) -> Path:
 
 
 def _written(numbers: Mapping[str, Any]) -> tempfile.TemporaryDirectory[str]:
-    directory = tempfile.TemporaryDirectory(prefix="hybridgraph-")
+    directory = tempfile.TemporaryDirectory(prefix="hybridgraph-", dir=os.environ.get(SCRATCH))
     (Path(directory.name) / "config.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
     return directory

@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -24,6 +25,9 @@ from hybridgraph.records import Report, Request, SourceInfo, TokenSource
 from hybridgraph.signals import stop_signals_raise
 
 HEARTBEAT_FD = "HYBRIDGRAPH_HEARTBEAT_FD"  # set in the measuring child only
+SCRATCH = (
+    "HYBRIDGRAPH_SCRATCH"  # there, too: a directory for files that outlive a child which is killed, not its parent
+)
 TIMEOUTS = "HYBRIDGRAPH_ENGINE_TIMEOUTS_S"
 
 INTERRUPTED = 130  # the exit code of a process that told its user so
@@ -65,13 +69,18 @@ def run_supervised(command: Sequence[str], *, title: str, deadlines: Deadlines) 
     """Run ``command`` to its end as the measuring child; returns its exit code.
 
     Raises UserError where it hung, was killed or failed without a word of its own. Whatever the
-    child started in its process group is gone when this returns or raises.
+    child started in its process group, and left in its scratch directory, is gone when this returns or raises.
     """
+    with tempfile.TemporaryDirectory(prefix="hybridgraph-") as scratch:
+        return _run(command, title, deadlines, scratch)
+
+
+def _run(command: Sequence[str], title: str, deadlines: Deadlines, scratch: str) -> int:
     beats, child_end = os.pipe()
     try:
         process = subprocess.Popen(
             command,
-            env=os.environ | {HEARTBEAT_FD: str(child_end)},
+            env=os.environ | {HEARTBEAT_FD: str(child_end), SCRATCH: scratch},
             pass_fds=(child_end,),
             start_new_session=True,
         )
