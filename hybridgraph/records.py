@@ -29,6 +29,8 @@ Warmth = Literal["cold", "first_seen", "warm"]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 100.0  # below, logits divided by it leave float32
 
+PAPER = "paper"  # the protocol of the study
+
 Phase = Literal["ttft", "p99", "decode"]
 PHASES: tuple[Phase, ...] = ("ttft", "p99", "decode")  # as they are measured
 

@@ -30,6 +30,7 @@ from hybridgraph.prompts import Prompts, RandomPrompts
 from hybridgraph.provenance import project_commit
 from hybridgraph.records import (
     GRAPH_PATHS,
+    PAPER,
     PHASES,
     Phase,
     Request,
@@ -264,13 +265,13 @@ def identify(config: Config, info: SourceInfo) -> RunIdentity:
 
 
 def protocol_name(config: Config) -> str:
-    """``"paper"`` for the study's counts and lengths, otherwise what was asked for instead."""
+    """PAPER for the study's counts and lengths, otherwise what was asked for instead."""
     asked = (config.ttft_iterations, config.p99_iterations, config.warmup)
     apart = f", {config.pause_ms:g} ms apart" if config.pause_ms else ""
     if asked != (5, 100, 0):
         return "{}+{} requests, warm-up {}".format(*asked) + apart
     lengths = "" if set(config.prompt_lengths) == set(PAPER_PROMPT_LENGTHS) else ", other lengths"
-    return f"paper{lengths}{apart}"
+    return f"{PAPER}{lengths}{apart}"
 
 
 def _collections() -> int:

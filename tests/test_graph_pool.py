@@ -19,7 +19,7 @@ def test_economics_are_medians_over_the_graphs_captured_before_serving() -> None
     later = [cost(1000.0, 1000.0, before_serving=False)] * 9
     assert _economics([*before, *later]) == {
         "seconds_a_graph": pytest.approx(0.012),
-        "driver_mib_a_graph": 6.0,
+        "driver_mib_a_graph": 70.0,
         "saved_ms_a_request": 4.0,
         "requests_to_pay_back": pytest.approx(3.0),
     }

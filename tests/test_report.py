@@ -43,7 +43,7 @@ def write(directory: Path, case: Case, times: dict[int, float], **identity: str)
             table.writeheader()
             for length, ms in times.items():
                 row: dict[str, object] = dict.fromkeys(columns, "") | IDENTITY | identity
-                row |= {"prompt_length": length, "samples": 5}
+                row |= {"prompt_length": length, "samples": identity.get("samples", 5)}
                 row |= {c: ms for c in ("mean_ms", "p99_ms", "itl_mean_ms", "warm_mean_ms") if c in columns}
                 table.writerow({c: row[c] for c in columns})
 
@@ -100,7 +100,7 @@ def test_what_graphs_cost_is_told_with_what_it_was_counted_over(tmp_path: Path) 
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     report = (tmp_path / "final_report.md").read_text()
     assert "| JIT+CUDA | 0.50 | 6.00 | 5.00 | 100 |  | exact 9 |" in report
-    assert "medians over the prefill graphs captured before serving" in report
+    assert "over the prefill graphs captured before serving" in report
 
 
 @pytest.mark.parametrize(
@@ -264,23 +264,47 @@ def test_emulated_graphs_are_called_emulated(tmp_path: Path, capsys: pytest.Capt
     assert generate_final_tables(["--output-dir", str(tmp_path), "--json"]) == 0
     told = capsys.readouterr().out
     assert "EMULATED" in told
+    assert read(tmp_path / "final_ttft_table.csv")[0]["graphs"] == "emulated"
+    assert json.loads(told.splitlines()[-1])["emulated"] is True
     assert "emulated" in (tmp_path / "final_report.md").read_text()
     assert json.loads(told.splitlines()[-1])["tables"]["ttft"]["rows"][0]["jit_cuda_ms"] == 20.0
     assert "| JIT+CUDA (emulated) |" in (tmp_path / "final_report.md").read_text()
 
 
+def at_all_lengths(ms: float) -> dict[int, float]:
+    return dict.fromkeys(PAPER_PROMPT_LENGTHS, ms)
+
+
 def test_claims_are_judged_on_protocol_and_warm_means(tmp_path: Path) -> None:
-    write(tmp_path, CASE1, {10: 20.0, 50: 20.0})
-    write(tmp_path, CASE2, {10: 3.0, 50: 6.0})
-    write(tmp_path, CASE4, {10: 4.0, 50: 4.0})
+    write(tmp_path, CASE1, at_all_lengths(20.0))
+    write(tmp_path, CASE2, at_all_lengths(4.5) | {10: 3.0})
+    write(tmp_path, CASE4, at_all_lengths(4.0))
+    write(tmp_path, CASE3, {10: 1.0})  # a case that ended early decides nothing about the others
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     report = (tmp_path / "final_report.md").read_text()
     assert "| Baseline / hybrid, TTFT | 4.48 × | 1.79 × | protocol 5.00 ×: holds; warm 5.00 ×: holds | not m" in report
-    assert "| CUDA Graph / hybrid, P99 | 1.23 × | 1.21 × | 1.12 ×: does not hold | not measured |" in report
-    assert "| 17 | 9 | 2 of 4: does not hold | not measured |" in report
-    assert "| 8 of 8 | 8 of 8 | 1 of 2: does not hold | not measured |" in report
+    assert "| CUDA Graph / hybrid, P99 | 1.23 × | 1.21 × | 1.08 ×: does not hold | not measured |" in report
+    assert "| JIT only / hybrid, P99 | 1.40 × | 4.19 × | 0.25 × over 1 length | not measured |" in report
+    assert "| 17 | 9 | 0 of 2 without TensorRT-LLM, which was not measured | not measured |" in report
+    (tmp_path / f"{CASE3.name}_ttft.csv").unlink()
+    (tmp_path / f"{CASE3.name}_p99.csv").unlink()
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert "| 17 | 9 | 16 of 18: does not hold | not measured |" in report
+    assert "| 8 of 8 | 8 of 8 | 1 of 8: does not hold | not measured |" in report
     assert "the table under 'What the means hold' shows which case pays for what there" in report
     assert "capture before" not in report
+
+
+@pytest.mark.parametrize("other", [{"protocol": "paper, 5 ms apart"}, {"graph_backend": "emulated"}], ids=str)
+def test_another_protocol_and_emulated_graphs_get_no_verdict(tmp_path: Path, other: dict[str, str]) -> None:
+    for case, ms in ((CASE1, 20.0), (CASE2, 4.0), (CASE4, 4.0)):
+        write(tmp_path, case, at_all_lengths(ms), **other)
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert "| 4.48 × | 1.79 × | protocol 5.00 ×; warm 5.00 × | not measured |" in report
+    assert "18 of 18 without JIT only and TensorRT-LLM, which were not measured |" in report
+    assert "holds |" not in report and "does not hold" not in report
 
 
 def test_what_holds_against_some_rivals_only_is_no_verdict(tmp_path: Path) -> None:
@@ -289,17 +313,39 @@ def test_what_holds_against_some_rivals_only_is_no_verdict(tmp_path: Path) -> No
         return (tmp_path / "final_report.md").read_text()
 
     for case, ms in ((CASE1, 20.0), (CASE2, 3.0), (CASE3, 30.0), (CASE4, 4.0), (CASE4_FUSED, 2.0)):
-        write(tmp_path, case, {10: ms, 50: ms})
+        write(tmp_path, case, at_all_lengths(ms))
     without = "without TensorRT-LLM, which was not measured"
-    assert f"| 17 | 9 | 0 of 4: does not hold | 4 of 4 {without} |" in report()
-    assert f"| 8 of 8 | 8 of 8 | 2 of 2 {without} | 0 of 2: does not hold |" in report()
+    assert f"| 17 | 9 | 0 of 18: does not hold | 18 of 18 {without} |" in report()
+    assert f"| 8 of 8 | 8 of 8 | 8 of 8 {without} | 0 of 8: does not hold |" in report()
     (tmp_path / f"{CASE1.name}_p99.csv").unlink()
     without = "without Baseline and TensorRT-LLM, which were not measured"
-    assert f"| 4 of 4 {without} |" in report(), "a rival counts as measured where both tables have it"
+    assert f"| 18 of 18 {without} |" in report(), "a rival counts as measured where both tables have it"
+    write(tmp_path, CASE1, at_all_lengths(20.0))
+    write(tmp_path, CASE5, at_all_lengths(5.0))
+    assert "| 17 | 9 | 0 of 18: does not hold | 18 of 18: holds |" in report()
+    assert "| 8 of 8 | 8 of 8 | 8 of 8: holds | 0 of 8: does not hold |" in report()
+
+
+@pytest.mark.parametrize(
+    ("samples", "rule"),
+    [("5", "of 5 requests a length, the largest."), ("100", "of 100 requests a length, the second largest."),
+     ("1000", "of 1000 requests a length, the 11th largest.")],
+)  # fmt: skip
+def test_what_a_p99_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], samples: str, rule: str) -> None:
+    write(tmp_path, CASE1, {10: 20.0}, samples=samples)
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    told = f"By nearest rank: {rule}"
+    assert capsys.readouterr().out.count(told) == (tmp_path / "final_report.md").read_text().count(told) == 1
+
+
+def test_a_row_of_another_device_among_others_is_named(tmp_path: Path) -> None:
     write(tmp_path, CASE1, {10: 20.0, 50: 20.0})
-    write(tmp_path, CASE5, {10: 5.0, 50: 5.0})
-    assert "| 17 | 9 | 0 of 4: does not hold | 4 of 4: holds |" in report()
-    assert "| 8 of 8 | 8 of 8 | 2 of 2: holds | 0 of 2: does not hold |" in report()
+    path = tmp_path / f"{CASE1.name}_ttft.csv"
+    path.write_text(path.read_text().replace("GPU", "other GPU", 1))
+    write(tmp_path, CASE4, {10: 4.0}, started="2026-02-02T00:00:00+00:00")
+    assert load_results(tmp_path).left_out == [
+        f"{CASE1.name}_ttft.csv (run r1) is left out: device other GPU instead of GPU"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +420,7 @@ def test_the_floor_is_of_a_run_that_is_named(tmp_path: Path) -> None:
 
 def test_a_plot_names_whose_floor_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[str] = []
-    monkeypatch.setattr(plots, "_label_ends", lambda axes, last, ends: labels.extend(label for _, label, _ in ends))
+    monkeypatch.setattr(plots, "_label_ends", lambda axes, lines: labels.extend(label for _, label, _ in lines))
     write(tmp_path, CASE4, {10: 5.0}, floor_ms="3.0")
     results = load_results(tmp_path)
     plots.plot_table(build_table(results, TTFT), results, tmp_path / "plot.png")

@@ -58,6 +58,8 @@ SPEEDUP_CLAIMS = (
     SpeedupClaim(over=CASE5, metric="p99", claimed=1.36),
 )
 CLAIMED_WINS, CLAIMED_ROWS = 17, 18
+LOWEST_UP_TO = 350  # tokens: CUDA Graph's P99
+LOWEST_ROWS = sum(length <= LOWEST_UP_TO for length in PAPER_PROMPT_LENGTHS)
 
 
 def published_speedup(claim: SpeedupClaim) -> float:
@@ -72,11 +74,9 @@ def published_wins(rows: tuple[tuple[float, ...], ...], case: Case = CASE4) -> i
     return sum(row[COLUMNS.index(case)] == min(row) for row in rows)
 
 
-def measured_speedup(table: Table, over: Case, hybrid: Case) -> float | None:
-    averages = table.averages
-    if over.column not in averages or hybrid.column not in averages:
-        return None
-    return averages[over.column] / averages[hybrid.column]
+def verdict(figure: str, *, holds: bool, judged: bool) -> str:
+    """``figure``, and whether its claim holds where that can be ``judged`` by it."""
+    return f"{figure}: {'holds' if holds else 'does not hold'}" if judged else figure
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,15 @@ class Wins:
     rows: int
     absent: tuple[Case, ...] = ()
 
-    def verdict(self, claimed_share: float) -> str:
-        """Whether the claim holds: rivals that were not measured leave that open, but never make it true."""
+    def verdict(self, claimed: int, rows: int, *, judged: bool) -> str:
+        """Whether ``claimed`` of all ``rows`` were won: rivals that were not measured may leave that open."""
         if not self.rows:
             return "not measured"
-        told = f"{self.won} of {self.rows}"
-        if self.won / self.rows < claimed_share:
-            return f"{told}: does not hold"
-        if self.absent:
+        holds, told, judged = self.won >= claimed, f"{self.won} of {self.rows}", judged and self.rows == rows
+        if self.absent and (holds or not judged):
             names = " and ".join(case.title for case in self.absent)
             return f"{told} without {names}, which {'was' if len(self.absent) == 1 else 'were'} not measured"
-        return f"{told}: holds"
+        return verdict(told, holds=holds, judged=judged)
 
 
 def count_wins(values: pd.DataFrame, case: Case, rivals: Sequence[Case]) -> Wins:
@@ -117,41 +115,50 @@ def rows_won(tables: dict[str, Table], hybrid: Case) -> Wins:
 
 
 def cuda_graph_lowest(table: Table, hybrid: Case) -> Wins:
-    """In how many rows up to 350 tokens CUDA Graph is lowest, against the study's other cases with this hybrid."""
-    found = count_wins(table.values[table.values.index <= 350], CASE2, (CASE1, CASE3, hybrid, CASE5))
+    """In how many rows CUDA Graph is lowest, against the study's other cases with this hybrid."""
+    found = count_wins(table.values[table.values.index <= LOWEST_UP_TO], CASE2, (CASE1, CASE3, hybrid, CASE5))
     return Wins(0, 0) if hybrid in found.absent else found
 
 
-def claim_rows(tables: dict[str, Table]) -> list[list[str]]:
-    """One line a claim: claim, in the text, by the published tables, and measured with a verdict for both hybrids."""
+def claim_rows(tables: dict[str, Table], *, judged: bool) -> list[list[str]]:
+    """One line a claim: claim, in the text, by the published tables, and measured for both hybrids.
+
+    ``judged``: with a verdict, where all of the study's lengths were measured.
+    """
     rows = []
     for claim in SPEEDUP_CLAIMS:
         name = f"{claim.over.title} / hybrid, {claim.metric.upper()}"
         figures = [f"{claim.claimed:.2f} ×", f"{published_speedup(claim):.2f} ×"]
-        rows.append([name, *figures, *(speedup_verdict(claim, tables, hybrid) for hybrid in HYBRIDS)])
+        rows.append([name, *figures, *(measured_speedups(claim, tables, hybrid, judged) for hybrid in HYBRIDS)])
     published = published_wins(PUBLISHED_TTFT) + published_wins(PUBLISHED_P99)
     wins = [f"rows won of {CLAIMED_ROWS}", f"{CLAIMED_WINS}", f"{published}"]
     lowest = [
-        "CUDA Graph has the lowest P99 up to 350 tokens",
-        "8 of 8",
-        f"{published_wins(PUBLISHED_P99, CASE2)} of 8",
+        f"CUDA Graph has the lowest P99 up to {LOWEST_UP_TO} tokens",
+        f"{LOWEST_ROWS} of {LOWEST_ROWS}",
+        f"{published_wins(PUBLISHED_P99, CASE2)} of {LOWEST_ROWS}",
     ]
     for hybrid in HYBRIDS:
-        wins.append(rows_won(tables, hybrid).verdict(CLAIMED_WINS / CLAIMED_ROWS))
-        lowest.append(cuda_graph_lowest(tables["p99"], hybrid).verdict(1))
+        wins.append(rows_won(tables, hybrid).verdict(CLAIMED_WINS, CLAIMED_ROWS, judged=judged))
+        lowest.append(cuda_graph_lowest(tables["p99"], hybrid).verdict(LOWEST_ROWS, LOWEST_ROWS, judged=judged))
     return [*rows, wins, lowest]
 
 
-def speedup_verdict(claim: SpeedupClaim, tables: dict[str, Table], hybrid: Case) -> str:
-    """The measured speed-up and whether the claim holds; for TTFT also without cold and first-seen requests."""
+def measured_speedups(claim: SpeedupClaim, tables: dict[str, Table], hybrid: Case, judged: bool) -> str:
+    """What was measured of a claim; for TTFT also without cold and first-seen requests."""
     names = {"ttft": "protocol", "warm": "warm"} if claim.metric == "ttft" else {"p99": ""}
-    parts = []
-    for key, name in names.items():
-        value = measured_speedup(tables[key], claim.over, hybrid)
-        if value is not None:
-            verdict = "holds" if value >= claim.claimed else "does not hold"
-            parts.append(f"{name} {value:.2f} ×: {verdict}".strip())
-    return "; ".join(parts) or "not measured"
+    told = {name: _speedup(claim, tables[key], hybrid, judged) for key, name in names.items()}
+    return "; ".join(f"{name} {speedup}".strip() for name, speedup in told.items() if speedup) or "not measured"
+
+
+def _speedup(claim: SpeedupClaim, table: Table, hybrid: Case, judged: bool) -> str:
+    """By the averages over the lengths that both cases have, whatever others have; empty where there is none."""
+    shared = table.values[[claim.over.column, hybrid.column]].dropna()
+    if shared.empty:
+        return ""
+    speedup = float(shared[claim.over.column].mean() / shared[hybrid.column].mean())
+    complete = set(PAPER_PROMPT_LENGTHS) <= set(shared.index)
+    over = "" if complete else f" over {len(shared)} length{'s' if len(shared) > 1 else ''}"
+    return verdict(f"{speedup:.2f} ×{over}", holds=speedup >= claim.claimed, judged=judged and complete)
 
 
 assert len(PUBLISHED_TTFT) == len(PUBLISHED_P99) == len(PAPER_PROMPT_LENGTHS)

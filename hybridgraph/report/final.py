@@ -42,7 +42,8 @@ def _write(directory: Path, results: Results, tables: dict[str, Table]) -> None:
     plots = []
     for key, table in tables.items():
         if key in FILES:
-            table.frame().to_csv(directory / FILES[key], index=False, float_format="%.4f", lineterminator="\n")
+            frame = table.frame().assign(graphs="emulated") if results.is_emulated else table.frame()
+            frame.to_csv(directory / FILES[key], index=False, float_format="%.4f", lineterminator="\n")
         if key in PLOTS and table.measured:
             plot_table(table, results, directory / PLOTS[key])
             plots.append(PLOTS[key])
@@ -61,7 +62,7 @@ def _show(results: Results, tables: dict[str, Table]) -> None:
         narrow = ["tokens", *(case.column for case in table.cases), "winner"]  # as a terminal has room for
         frame = table.frame().set_axis(narrow, axis="columns")
         print(frame.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"))
-        if rule := table.average_rule():
+        for rule in table.rules():
             print(rule)
     print()
     for case in results.missing():
@@ -73,6 +74,8 @@ def _show(results: Results, tables: dict[str, Table]) -> None:
 def _document(results: Results, tables: dict[str, Table]) -> dict[str, object]:
     return {
         "identity": results.identity,
+        "emulated": results.is_emulated,
+        "missing": {case.name: results.why_missing(case) for case in results.missing()},
         "left_out": results.left_out,
         "remarks": results.remarks,
         "tables": {

@@ -21,6 +21,7 @@ KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "de
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
 # Settings that decide a result and are in no column of its row.
 UNTOLD = ("seed", "max_graphs", "precapture", "async_capture", "share_buffers", "decode_tokens", "prompt_file")
+LARGEST = 1e15  # beyond anything that was measured or counted
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 # A file from before such a column has unknown cells there.
@@ -109,7 +110,7 @@ def _exists(path: Path) -> bool:
 
 def _differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequence[str]) -> str:
     other = [c for c in columns if not (table[c] == identity[c]).all()]
-    return ", ".join(f"{c} {table[c].iloc[0]} instead of {identity[c]}" for c in other)
+    return ", ".join(f"{c} {table[c][table[c] != identity[c]].iloc[0]} instead of {identity[c]}" for c in other)
 
 
 def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, Any]) -> list[str]:
@@ -207,7 +208,7 @@ def _number(cell: str, where: str, column: str) -> float | int:
         value = float(cell)
     except ValueError:
         raise UserError(f"{where}: '{cell}' is no number") from None
-    if not math.isfinite(value) or value < 0 or (value == 0 and column in REQUIRED):
+    if not 0 <= value < LARGEST or (value == 0 and column in REQUIRED):
         raise UserError(f"{where}: {cell} is no time, count or rate")
     if column == "seed" and value.is_integer():
         return int(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,34 @@ from hybridgraph.report.load import Results
 from hybridgraph.report.tables import Table
 
 _COLORS = dict(zip((case.name for case in (*CASES, *PEERS)), mpl.color_sequences["tab10"], strict=False))
-_FLOOR = "#777777"
+_FLOOR = "#222222"
 
 
 def plot_table(table: Table, results: Results, path: Path) -> None:
     """One metric; each line is named at its right end. Emulated graphs say so in the title."""
-    figure, axes = _canvas(f"{table.metric.heading}{_emulated(results)}", _subtitle(results))
-    ends: list[tuple[float, str, Any]] = []
-    for case in table.measured:
-        line = table.values[case.column].dropna()
-        axes.plot(line.index, line, marker="o", markersize=3.5, linewidth=1.6, color=_color(case))
-        ends.append((float(line.iloc[-1]), case.title, _color(case)))
+    figure, axes = _canvas(f"{table.metric.heading}{_emulated(results)}", _about(results.identity))
+    lines = [(table.values[case.column].dropna(), case.title, _color(case)) for case in table.measured]
+    for line, _, color in lines:
+        axes.plot(line.index, line, marker="o", markersize=3.5, linewidth=1.6, color=color)
     if (found := floor_of(table, results)) is not None:
         case, floor = found
         axes.plot(floor.index, floor, linestyle="--", linewidth=1.2, color=_FLOOR)
-        ends.append((float(floor.iloc[-1]), f"floor ({case.title})", _FLOOR))
+        lines.append((floor, f"floor ({case.title})", _FLOOR))
     axes.set_ylim(bottom=0)
-    _label_ends(axes, float(max(table.values.index)), ends)
+    _label_ends(axes, lines)
     _save(figure, path)
 
 
 def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
     """Device time and floor over a long range of prompt lengths: rows of one case."""
-    about = ", ".join(str(sweep[column].iloc[0]) for column in ("model", "dtype", "device", "load_format"))
+    about = _about({str(column): str(value) for column, value in sweep.iloc[0].items()})
     figure, axes = _canvas("Prefill over prompt length: device time and floor", about)
-    last = float(sweep["prompt_length"].iloc[-1])
-    ends: list[tuple[float, str, Any]] = []
-    for column, color, style, label in (
-        ("device_ms", "tab:blue", "-", "JIT+CUDA fused"),
-        ("floor_ms", _FLOOR, "--", "floor"),
-    ):
-        axes.plot(sweep["prompt_length"], sweep[column], style, marker="o", markersize=3, color=color)
-        ends.append((float(sweep[column].iloc[-1]), label, color))
+    rows = sweep.set_index("prompt_length")
+    lines = [(rows["device_ms"], "JIT+CUDA fused", "tab:blue"), (rows["floor_ms"], "floor", _FLOOR)]
+    for (line, _, color), style in zip(lines, ("-", "--"), strict=True):
+        axes.plot(line.index, line, style, marker="o", markersize=3, color=color)
     axes.set_ylim(bottom=0)
-    _label_ends(axes, last, ends)
+    _label_ends(axes, lines)
     _save(figure, path)
 
 
@@ -65,16 +60,25 @@ def _canvas(title: str, subtitle: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _label_ends(axes: Any, last: float, ends: list[tuple[float, str, Any]]) -> None:
-    """Names beside the lines' ends, pushed apart where they would overlap."""
+def _label_ends(axes: Any, lines: Sequence[tuple[pd.Series[float], str, Any]]) -> None:
+    """Write name and last value at the ends of ``(line, name, color)``, pushed apart where they would overlap.
+
+    A line that ends before the others is named above its end.
+    """
     low, high = axes.get_ylim()
+    last = float(max(line.index[-1] for line, _, _ in lines))
     gap, at = (high - low) * 0.045, -float("inf")
-    for value, label, color in sorted(ends, key=lambda end: end[0]):
-        at = max(value, at + gap)
+    for line, label, color in sorted(lines, key=lambda line: float(line[0].iloc[-1])):
+        end, value = float(line.index[-1]), float(line.iloc[-1])
+        if end < last:
+            place = (end, value + gap)
+        else:
+            at = max(value, at + gap)
+            place = (last * 1.02, at)
         axes.annotate(
             f"{label}  {value:.1f}",
-            (last, value),
-            xytext=(last * 1.02, at),
+            (end, value),
+            xytext=place,
             textcoords="data",
             color=color,
             fontsize=8,
@@ -93,11 +97,10 @@ def floor_of(table: Table, results: Results) -> tuple[Case, pd.Series[float]] | 
     return None
 
 
-def _subtitle(results: Results) -> str:
-    identity = results.identity
-    return ", ".join(identity[key] for key in ("model", "dtype", "device", "protocol")) + (
-        f", {identity['load_format']} weights"
-    )
+def _about(identity: Mapping[str, str]) -> str:
+    """What was measured, on what, how."""
+    i = identity
+    return f"{i['model']}, {i['dtype']}, {i['load_format']} weights, {i['device']}, protocol: {i['protocol']}"
 
 
 def _emulated(results: Results) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ class Table:
     metric: Metric
     cases: Sequence[Case]
     values: pd.DataFrame
+    fewest_samples: int | None = None  # behind any of its figures
 
     @property
     def measured(self) -> list[Case]:
@@ -52,12 +54,17 @@ class Table:
         """Mean over the shared rows, by the case's column."""
         return {str(column): float(value) for column, value in self.shared.mean().items()} if len(self.shared) else {}
 
-    def average_rule(self) -> str:
-        """Which rows the averages are over, where those are not all."""
-        if len(self.shared) == len(self.values):
-            return ""
-        lengths = ", ".join(str(length) for length in self.shared.index) or "none"
-        return f"{AVERAGE} is over the lengths that every measured case has: {lengths}."
+    def rules(self) -> list[str]:
+        """What a reader must know of its figures: what a P99 is, and the averages' rows where those are not all."""
+        rules = []
+        if self.metric == P99 and self.fewest_samples:
+            rank = self.fewest_samples - math.ceil(0.99 * self.fewest_samples) + 1
+            named = {1: "largest", 2: "second largest"}.get(rank, f"{rank}th largest")
+            rules.append(f"By nearest rank: of {self.fewest_samples} requests a length, the {named}.")
+        if len(self.shared) < len(self.values):
+            lengths = ", ".join(str(length) for length in self.shared.index) or "none"
+            rules.append(f"{AVERAGE} is over the lengths that every measured case has: {lengths}.")
+        return rules
 
     def winner(self, row: pd.Series[float]) -> str:
         """The case with the least time, or all that share it; empty where fewer than two were measured."""
@@ -91,4 +98,5 @@ def build_table(results: Results, metric: Metric) -> Table:
     columns = {c.column: tables[c.name][metric.column] if c.name in tables else pd.Series(dtype=float) for c in cases}
     values = pd.DataFrame(columns).astype(float).sort_index()
     values.index = values.index.astype(int)
-    return Table(metric, cases, values)
+    samples = [rows["samples"].min() for rows in tables.values() if "samples" in rows]
+    return Table(metric, cases, values, int(min(samples)) if samples else None)
