@@ -46,10 +46,10 @@ class StaticBuffers:
         self.lent_ids, self.lent_last = self._lent[:positions], self._lent[positions : positions + 1]
         self._staging = torch.zeros(2 * positions, dtype=torch.int64, device=device)
         self.draws = _as_draws(self._staging)  # as they were staged
-        self._input_host = torch.zeros(positions + 2, dtype=torch.int64, pin_memory=pinned)
-        self._staging_host = torch.zeros(2 * positions, dtype=torch.int64, pin_memory=pinned)
+        self._input_host = torch.zeros(positions + 2, dtype=torch.int64, device="cpu", pin_memory=pinned)
+        self._staging_host = torch.zeros(2 * positions, dtype=torch.int64, device="cpu", pin_memory=pinned)
         self.draws_host = _as_draws(self._staging_host)
-        self.tokens_host = torch.zeros(positions, dtype=torch.int64, pin_memory=pinned)
+        self.tokens_host = torch.zeros(positions, dtype=torch.int64, device="cpu", pin_memory=pinned)
         # NumPy's views of the same memory: writing a word through torch costs the host ten times as much.
         self._input_words = self._input_host.numpy()
         self._staging_words = self._staging_host.numpy()

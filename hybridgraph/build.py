@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hybridgraph import environment
 from hybridgraph.cases import CASE1, Case
 from hybridgraph.config import Config, parse_lengths
-from hybridgraph.engine import EngineOptions, HybridEngine
+from hybridgraph.engine import EngineOptions, HybridEngine, fitting
 from hybridgraph.errors import UserError
 from hybridgraph.model import LoadedModel, load_model
 from hybridgraph.progress import OnProgress, nobody
@@ -49,14 +50,16 @@ def open_engine(config: Config, case: Case, progress: OnProgress = nobody) -> Hy
     return HybridEngine(loaded, options, info, progress)
 
 
-def _precapture(config: Config, case: Case) -> tuple[int, ...]:
+def _precapture(config: Config, case: Case) -> Sequence[int]:
     """Of a case's own lengths, those that fit; of a user's, all: raises UserError where they do not."""
     if case.graphs == "none":
         return ()
-    lengths = parse_lengths(config.precapture or case.precapture)
-    if config.precapture and max(lengths) > config.positions:
+    if not config.precapture:
+        return fitting(parse_lengths(case.precapture), config.positions, config.max_graphs)
+    lengths = parse_lengths(config.precapture)
+    if max(lengths) > config.positions:
         raise UserError(f"--precapture {config.precapture}: there are {config.positions} positions (--max-seq-len)")
-    if config.precapture and len(lengths) > config.max_graphs:
+    if len(lengths) > config.max_graphs:
         raise UserError(
             f"--precapture {config.precapture}: {len(lengths)} lengths for --max-graphs {config.max_graphs}"
         )

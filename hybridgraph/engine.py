@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
+from os import PathLike, fspath
 from typing import Any
 from weakref import finalize, ref
 
@@ -48,7 +49,7 @@ class EngineOptions:
     ops: str = "fused"
     forward: str = "hf"
     graphs: str = "padded"
-    precapture: tuple[int, ...] = parse_lengths(CASE4_FUSED.precapture)
+    precapture: Sequence[int] | None = None  # None: of Case 4's, those that fit
     max_graphs: int = Config.max_graphs
     async_capture: bool = True
     positions: int = DEFAULT_MAX_SEQ_LEN
@@ -58,11 +59,39 @@ class EngineOptions:
         for name, allowed in (("ops", OPS), ("forward", FORWARDS), ("graphs", ("none", *RULES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
-        for name, number in (("max_graphs", self.max_graphs), ("positions", self.positions)):
-            if number < 1:
-                raise UserError(f"{name} {number}: 1 or more")
-        if any(length < 1 for length in self.precapture):
-            raise UserError(f"precapture {min(self.precapture)}: a length is 1 or more")
+        for name in ("max_graphs", "positions"):
+            _require_whole(name, getattr(self, name))
+        lengths: Any = () if self.precapture is None else self.precapture
+        if not isinstance(lengths, Sequence):
+            raise UserError(f"precapture {lengths!r}: a sequence of lengths")
+        for length in lengths:
+            _require_whole("precapture", length, most=self.positions)
+        if (num_lengths := len(set(lengths))) > self.max_graphs:
+            raise UserError(f"precapture: {num_lengths} lengths, more than max_graphs, which is {self.max_graphs}")
+
+    @property
+    def captured_first(self) -> list[int]:
+        """The lengths to capture before serving, ascending."""
+        if self.precapture is None:
+            return fitting(parse_lengths(CASE4_FUSED.precapture), self.positions, self.max_graphs)
+        return sorted(set(self.precapture))
+
+
+def _require_whole(name: str, value: Any, most: int | None = None) -> None:
+    """Raise UserError for anything but a whole number from 1 on, or up to ``most`` positions."""
+    try:
+        number = index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise UserError(f"{name} {value!r}: a whole number, 1 or more")
+    if most is not None and number > most:
+        raise UserError(f"{name} {number}: there are {most} positions")
+
+
+def fitting(lengths: Sequence[int], positions: int, max_graphs: int) -> list[int]:
+    """Of ``lengths``, the least ones that the buffers and the pool have room for."""
+    return sorted(length for length in set(lengths) if length <= positions)[:max_graphs]
 
 
 class HybridEngine(AbstractContextManager["HybridEngine"]):
@@ -110,7 +139,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
     @classmethod
     def from_pretrained(
         cls,
-        model: str,
+        model: str | PathLike[str],
         *,
         load_format: str = "auto",
         dtype: str = "float16",
@@ -121,8 +150,11 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
     ) -> HybridEngine:
         """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
         made_of = EngineOptions(**options)
-        loaded = load_model(model, load_format=load_format, dtype=dtype, device=device_called(device), seed=seed)
-        return cls(loaded, made_of, loaded.info(), progress)
+        with torch.inference_mode(False):  # tensors made in it could not be written outside, nor by another thread
+            loaded = load_model(
+                fspath(model), load_format=load_format, dtype=dtype, device=device_called(device), seed=seed
+            )
+            return cls(loaded, made_of, loaded.info(), progress)
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
@@ -184,6 +216,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
             self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
             self._served(len(request.prompt_ids), plan)
+            self.forget_overflow()
 
     def require_usable(self) -> None:
         """Raise RuntimeError where an error has left the device unusable for this process."""
@@ -247,6 +280,10 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             raise UserError("the engine is closed")
         return self._turn
 
+    def forget_overflow(self) -> None:
+        """At an answer's end, still held: NaN in its logits, and so in the cache, must not spoil the next one."""
+        self._static.forget_overflow()
+
     def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]
 
@@ -255,9 +292,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             RULES[options.graphs], max_graphs=options.max_graphs, max_length=options.positions
         )
         self._pool = GraphPool(self._static, backend_for(self._device), cache, self._turn)
-        # As many as the pool holds: what would be evicted before the first request is not captured at all.
-        lengths = [length for length in sorted(set(options.precapture)) if length <= options.positions]
-        lengths = lengths[: options.max_graphs]
+        lengths = options.captured_first
         progress("compiling kernels", 0, 1)
         self._static.prepare(lengths)
         self._pool.precapture(lengths, progress)

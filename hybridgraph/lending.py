@@ -50,6 +50,7 @@ class Lease:
                 return Replayed(request_id=message.request_id, report=None)
             self._holding.close()
             self._holding.enter_context(self._engine.hold())
+            self._holding.callback(self._engine.forget_overflow)
             return Replayed(request_id=message.request_id, report=self._engine.replay_prefill(message.length))
         except UserError as error:
             return Failed(request_id=message.request_id, kind="request", error=one_line(error))

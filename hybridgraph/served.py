@@ -57,6 +57,10 @@ class SharingEngine(Protocol):
         """Until it is left, nothing in the background touches cache and logits."""
         ...
 
+    def forget_overflow(self) -> None:
+        """At an answer's end, still held: nothing of it may spoil the next one."""
+        ...
+
     def replay_prefill(self, length: int) -> Report:
         """Run a prompt of ``length`` ids; when it returns, the device has written the logits."""
         ...

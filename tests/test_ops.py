@@ -40,6 +40,21 @@ def test_compiled_sampling_equals_native(name: str, dtype: torch.dtype) -> None:
         assert int(native.greedy(logits)) == int(ops.greedy(logits))
 
 
+def test_a_request_never_compiles() -> None:
+    """Whatever its length and temperature: what compilers specialize for was run before."""
+    ops = dynamic_ops("inductor")
+    buffers = StaticBuffers(positions=64, vocab_size=997, dtype=torch.float32, device=torch.device("cpu"))
+    ops.compile(buffers)
+    torch._dynamo.utils.counters.clear()
+    for temperature in (0.0, 0.7):
+        for num_ids, room in ((1, 1), (1, 2), (1, 7), (2, 2), (2, 64), (5, 8), (64, 64)):
+            for new_tokens in (1, 5):
+                request = Request(prompt_ids=[1] * num_ids, max_new_tokens=new_tokens, temperature=temperature)
+                ops.place(request, room, buffers)
+                ops.choose(request, 0, buffers)
+    assert not torch._dynamo.utils.counters["stats"]
+
+
 @pytest.mark.parametrize("temperature", [0.7, 0.0])
 def test_the_fused_way_through_the_buffers_ends_where_the_native_one_does(temperature: float) -> None:
     """Also behind a longer request, whose ids and draws are still there."""

@@ -14,9 +14,7 @@ from torch import Tensor
 class KVCache:
     """One static key-value cache, owned by the engine; a forward writes and reads it in place.
 
-    What an earlier request left behind the current one's positions is masked, not cleared. NaN left there by a prompt
-    that overflowed half precision spoils later requests of a forward that multiplies masked values by zero, as
-    PyTorch's attention does; the Triton kernels do not read them.
+    What an earlier request left behind the current one's positions is masked, not cleared.
     """
 
     keys: Tensor  # [layers, kv_heads, positions, head_dim]
@@ -40,6 +38,11 @@ class Forward(Protocol):
     @property
     def kernels(self) -> str:
         """Whose kernels it runs: the same forward may take others on another chip."""
+        ...
+
+    @property
+    def reads_masked(self) -> bool:
+        """Whether a decode step multiplies what lies behind its position by zero: NaN there would spoil it."""
         ...
 
     @property

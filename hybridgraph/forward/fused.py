@@ -48,6 +48,7 @@ class FusedForward:
         self._heads = weights.heads
         self._kernels = kernels or kernels_for(weights.embedding.device, weights.embedding.dtype)
         self.kernels = self._kernels.name
+        self.reads_masked = self._kernels.reads_masked
 
     def prepare(self, lengths: Sequence[int]) -> None:
         layer = self._weights.layers[0]

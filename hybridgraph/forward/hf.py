@@ -23,6 +23,7 @@ class StaticHFForward:
     """
 
     kernels = "torch"
+    reads_masked = True
     supports_chunks = False
 
     def __init__(self, model: PreTrainedModel, positions: int) -> None:
@@ -118,6 +119,7 @@ class EagerHFForward:
     """The module's forward with the module's own growing cache: any architecture, launched kernel by kernel."""
 
     kernels = "torch"
+    reads_masked = False
     supports_chunks = False
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -161,6 +163,8 @@ def _require_full_attention(config: Any, positions: int) -> None:
             "need fixed ones (Cases 1 and 3 measure this model)"
         )
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # as GPT-Neo calls it
+        window = config.window_size
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} and not (kinds == {"sliding_attention"} and (window or 0) >= positions):
         raise UserError(
@@ -170,5 +174,5 @@ def _require_full_attention(config: Any, positions: int) -> None:
     if window is not None and window < positions:
         raise UserError(
             f"{config.model_type} attends over a window of {window}, less than the {positions} positions asked for: "
-            "lower --max-seq-len, or use Cases 1 and 3"
+            "lower --max-seq-len (Cases 1 and 3 measure this model)"
         )

@@ -70,10 +70,17 @@ class StaticOperations:
         if not self._buffers.prefill_fetches_input:  # who packs the next prompt says so anyway
             self._buffers.start.zero_()
 
+    def forget_overflow(self) -> None:
+        """After an answer: where it overflowed, its NaN must not reach those that follow."""
+        if self._forward.reads_masked and not self._buffers.logits.isfinite().all():
+            self._cache.keys.zero_()
+            self._cache.values.zero_()
+
     def require_same_answer(self, plain: Forward, advice: str) -> None:
         """Raise UserError, with ``advice``, where a padded prompt and one token more get other logits than ``plain``'s.
 
         Modules differ in what their attention makes of a finished mask and of a cache that is larger than the answer.
+        What is found is what changes logits by more than rounding does: with many layers in bfloat16, that is a sixth.
         """
         buffers = self._buffers
         if buffers.positions < PROBE_PADDED:

@@ -55,11 +55,11 @@ class DynamicOps:
 
     def compile(self, buffers: StaticBuffers) -> None:
         """Run each operation, at every kind of length that compilers specialize for."""
-        for num_ids, room in ((1, 1), (1, 2), (2, 3), (3, 3), (3, 8), (8, 8)):
-            if room <= buffers.positions:
-                self.place(Request(prompt_ids=[0] * num_ids), room, buffers)
-        for _ in range(3):  # TorchScript optimizes after it has seen two runs
-            for temperature in (0.7, 0.0):
+        for temperature in (0.7, 0.0):  # with and without a draw in front of the ids
+            for num_ids, room in ((1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 8), (8, 8)):
+                if room <= buffers.positions:
+                    self.place(Request(prompt_ids=[0] * num_ids, temperature=temperature), room, buffers)
+            for _ in range(3):  # TorchScript optimizes after it has seen two runs
                 self.choose(Request(prompt_ids=[0], temperature=temperature), 0, buffers)
 
     def _choose(self, request: Request, step: int, buffers: StaticBuffers, draws: Tensor) -> None:

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import torch
 
+from hybridgraph.buffers import StaticBuffers
+from hybridgraph.errors import UserError, one_line
 from hybridgraph.ops import DynamicOps, native
 
+
+class InductorOps(DynamicOps):
+    """Compiled when they are first run."""
+
+    def compile(self, buffers: StaticBuffers) -> None:
+        """As every implementation's; raises UserError where there is no compiler for what Inductor writes."""
+        from torch._inductor.exc import InductorError
+
+        try:
+            super().compile(buffers)
+        except InductorError as error:
+            raise UserError(f"ops inductor: {one_line(error)}") from None
+
+
 # Lengths are symbolic from the first call on, so that a new prompt length never compiles.
-OPS = DynamicOps(
+OPS = InductorOps(
     preprocess=torch.compile(native.preprocess, dynamic=True),
     sample=torch.compile(native.sample, dynamic=False),
     greedy=torch.compile(native.greedy, dynamic=False),

@@ -57,6 +57,11 @@ class Kernels(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def reads_masked(self) -> bool:
+        """Whether attention reads slots behind the position, and multiplies them by zero: NaN there spoils it."""
+        ...
+
     def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         """Compile at once what prompts of ``lengths`` would have compiled one by one.
 

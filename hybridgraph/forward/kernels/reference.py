@@ -15,6 +15,7 @@ class ReferenceKernels:
     """Implements Kernels; any device, any float type."""
 
     name = "torch"
+    reads_masked = True
 
     def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         """Nothing is compiled."""

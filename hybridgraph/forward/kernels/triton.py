@@ -37,6 +37,7 @@ class TritonKernels:
     """Implements Kernels in float16 and bfloat16 on a CUDA device."""
 
     name = "triton"
+    reads_masked = False
 
     def __init__(self, *, overlap: bool | None = None) -> None:
         """``overlap``: programmatic dependent launch, where the chip has it (None)."""
