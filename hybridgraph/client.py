@@ -6,6 +6,7 @@ with closing(GeneratorClient.connect(path, script="case4_jit_cuda_generator.py")
 
 from __future__ import annotations
 
+import math
 import shlex
 import threading
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from hybridgraph.ipc.messages import (
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo
 
-SILENCE_S = 600.0  # loading a model may take minutes without a word; a generator that ends is noticed at once
+SILENCE_S = 600.0  # of a generator that is ready; one that ends is noticed at once
 
 OnQueued = Callable[[int], None]  # how many requests are ahead
 
@@ -51,6 +52,10 @@ class RequestFailed(UserError):
         self.kind: FailureKind = kind
 
 
+class GeneratorLost(UserError):
+    """The generator ended while something was still asked of it."""
+
+
 class GeneratorLink:
     """A connection to a generator that is ready; every way in which it can end is one UserError."""
 
@@ -63,10 +68,10 @@ class GeneratorLink:
     def open(
         cls, path: Path, *, script: str, silence_s: float, on_progress: OnProgress, on_queued: OnQueued
     ) -> tuple[GeneratorLink, Ready]:
-        """Connect, and wait until the generator is ready; raises UserError."""
+        """Connect, and wait until the generator is ready, however long that takes; raises UserError."""
         command, elsewhere = (f"python {script} --socket {quoted}" for quoted in (shlex.quote(str(path)), "PATH"))
         try:
-            channel = ClientChannel.connect(path, silence_s=silence_s)
+            channel = ClientChannel.connect(path, silence_s=math.inf)  # it may have a model to download
         except FileNotFoundError:
             raise UserError(f"no generator at {path}: start one with: {command}") from None
         except ConnectionRefusedError:
@@ -78,7 +83,9 @@ class GeneratorLink:
         link = cls(path, channel, on_queued)
         try:
             link.send(HELLO)
-            return link, link.wait_for(Ready, on_progress=on_progress)
+            ready = link.wait_for(Ready, on_progress=on_progress)
+            channel.bear_silence(silence_s)
+            return link, ready
         except BaseException:
             channel.close()
             raise
@@ -135,7 +142,7 @@ class GeneratorLink:
     def fault(self, error: Exception) -> UserError:
         """What a user is told of the end of a connection."""
         if isinstance(error, GeneratorGone):
-            return UserError(f"the generator at {self.path} is gone")
+            return GeneratorLost(f"the generator at {self.path} is gone")
         if isinstance(error, TimeoutError):
             return UserError(f"the generator at {self.path} has said nothing for {self.channel.silence_s:g} s")
         return UserError(f"the generator at {self.path}: {error}")
@@ -168,8 +175,8 @@ class GeneratorClient:
     ) -> GeneratorClient:
         """Wait until the generator at ``path`` is ready, with its progress in ``on_progress``.
 
-        ``script`` is named to the user where there is no generator. Raises UserError, also where the
-        generator says nothing for ``silence_s``.
+        ``script`` is named to the user where there is no generator. Raises UserError, then and later, where
+        there is none any more, or it says nothing for ``silence_s``.
         """
         opened = GeneratorLink.open(
             path, script=script, silence_s=silence_s, on_progress=on_progress, on_queued=on_queued

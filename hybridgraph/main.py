@@ -8,12 +8,11 @@ python -m hybridgraph.main not-run case5_tensorrt_llm REASON --output-dir output
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from hybridgraph.cases import CASE2, CASE4, CASE4_FUSED, Case, variant
 from hybridgraph.config import Config, parse_args
@@ -109,20 +108,13 @@ def run_pair(case: Case, argv: Sequence[str]) -> int:
     """Start a case's generator, measure it from this process, and stop what was started."""
     config = parse_args(argv)
     case = variant(case, config.forward)
-    from hybridgraph.ipc.address import require_short
     from hybridgraph.pair import generator_process
 
     if config.socket is not None:
         raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
-    with (
-        stop_signals_raise(),
-        _reason_recorded(config, case),
-        tempfile.TemporaryDirectory(prefix="hybridgraph-") as directory,
-    ):
-        path = Path(directory) / "socket"
-        require_short(path)
+    with stop_signals_raise(), _reason_recorded(config, case):
         say(f"starting {case.generator}")
-        with generator_process(case.generator, [*argv, "--socket", str(path)]):
+        with generator_process(case.generator, argv) as path:
             _measure_generator(path, config, case)
     return 0
 
@@ -131,12 +123,13 @@ def run_pair(case: Case, argv: Sequence[str]) -> int:
 def run_case5(argv: Sequence[str] | None = None) -> int:
     """Measure TensorRT-LLM, or the peer that ``--engine`` names; returns the exit code."""
     config = parse_args(argv, description=_description())
-    from hybridgraph.sources.peers import case_of, open_source, supervised
+    from hybridgraph.sources.peers import case_of, measures_here, open_source, run_in_child
 
     case = case_of(config)
-    with _reason_recorded(config, case):
-        if (exit_code := supervised(config, case)) is not None:
-            return exit_code
+    here = measures_here(case)
+    with _reason_recorded(config, case, here=here):
+        if not here:
+            return run_in_child(config, case)
         with closing(open_source(config, case)) as source:
             _measure(source, config, case)
     return 0
@@ -162,7 +155,7 @@ def _measure_generator(path: Path, config: Config, case: Case) -> None:
             path,
             script=case.generator,
             on_progress=bars,
-            on_queued=lambda ahead: say(f"waiting: {ahead} requests are ahead"),
+            on_queued=say_ahead if config.share_buffers else refuse_to_wait,
         )
     with closing(client):
         served = client.info.environment.get("case")
@@ -171,6 +164,16 @@ def _measure_generator(path: Path, config: Config, case: Case) -> None:
             raise UserError(f"the generator at {path} serves {served}, not {case.key}{hint}")
         config.require_opened_as(client.info.environment["resolved_configuration"], f"the generator at {path}")
         _measure(client, config, case)
+
+
+def say_ahead(ahead: int) -> None:
+    """Who is lent the buffers waits for that before it measures."""
+    say(f"waiting: {ahead} requests are ahead")
+
+
+def refuse_to_wait(ahead: int) -> NoReturn:
+    """Raise UserError: a request that waits for another client's would count that as its own latency."""
+    raise UserError(f"the generator answers another client, {ahead} of whose requests are ahead: measure it alone")
 
 
 def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferClient]:
@@ -184,11 +187,20 @@ def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferCl
 
 
 @contextmanager
-def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
-    """Where a case cannot run, its column in the tables says why. What needs no model to be told is told first."""
+def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterator[None]:
+    """Where a case cannot run, its column in the tables says why. What needs no model to be told is told first.
+
+    ``here``: the case is measured in this process, which alone writes its files until the block ends.
+    """
     files = ResultFiles(config.output_path, case.name)
-    files.prepare()
-    earlier = run_id_of(config.output_path, case.name)
+    with files.held() if here else nullcontext():
+        earlier = run_id_of(config.output_path, case.name)  # fails now rather than after the measurement
+        with _recording(config, case, files, earlier):
+            yield
+
+
+@contextmanager
+def _recording(config: Config, case: Case, files: ResultFiles, earlier: str) -> Iterator[None]:
     try:
         if config.prompt_file is not None:
             from hybridgraph.sources.prompt_file import read_text

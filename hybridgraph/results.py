@@ -74,14 +74,9 @@ class ResultFiles:
     def path(self, suffix: str) -> Path:
         return self.directory / f"{self.name}{suffix}"
 
-    def prepare(self) -> None:
-        """Make the directory, and find out now rather than after the measurement whether it can be used."""
-        with self.held():
-            read_environment(self.directory / ENVIRONMENT)
-
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Only one run of a case at a time writes here; raises UserError where another one does."""
+        """Only one run of a case at a time writes here; raises UserError where another one does, or none can."""
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = (self.directory / f".{self.name}.lock").open("w")

@@ -50,21 +50,23 @@ RESUMABLE = frozenset({"run_id", "started", "resume", "json", "output_dir", "soc
 
 
 def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | None = None) -> ResultWriter:
-    """Run the protocol of ``config`` on ``source`` and write every row; returns the finished results."""
+    """Run the protocol of ``config`` on ``source`` and write every row; returns the finished results.
+
+    The caller holds the case's files.
+    """
     info = source.info
     config = config.opened_as(info.environment.get("resolved_configuration", {}))
     check_fits(config, info)
     prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
     files = ResultFiles(config.output_path, case.name)
-    with files.held():
-        writer = open_results(files, config, info)
-        if any(missing_lengths(writer, phase, count, config) for phase, count in phases(config)):
-            loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
-            measure_missing(loop, source, config, case, writer)
-        elif known := known_of_run(config.output_path, case.name, writer.identity.run_id):
-            update_environment(config.output_path, "cases", case.name, known)  # no attempt that failed is the last one
-        writer.write_summaries()
-        return writer
+    writer = open_results(files, config, info)
+    if any(missing_lengths(writer, phase, count, config) for phase, count in phases(config)):
+        loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
+        measure_missing(loop, source, config, case, writer)
+    elif known := known_of_run(config.output_path, case.name, writer.identity.run_id):
+        update_environment(config.output_path, "cases", case.name, known)  # no attempt that failed is the last one
+    writer.write_summaries()
+    return writer
 
 
 def missing_lengths(writer: ResultWriter, phase: Phase, count: int, config: Config) -> list[int]:

@@ -98,6 +98,13 @@ def _put_off(number: int, frame: FrameType | None) -> bool:
     return True
 
 
+def how_killed(code: int) -> str:
+    """What became of a process whose exit code is minus a signal."""
+    name = signal.Signals(-code).name
+    cause = "most often the machine's memory is full" if name == "SIGKILL" else "see its messages above"
+    return f"was ended by {name}: {cause}"
+
+
 def end_with_parent() -> None:
     """In a process that was just started: be told to stop (SIGTERM) when the one that started it is gone."""
     set_parent_death_signal = 1  # prctl(2)

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,13 @@ def worker_is_gone(tmp_path: Path) -> bool:
         return process.read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def told_once(err: str, part: str) -> None:
@@ -158,15 +166,31 @@ def test_a_hang_ends_with_its_whole_group(tmp_path: Path, fault: str, part: str)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_signal_ends_the_group_too(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = start(tmp_path, STAND_IN_FAULT="hang", HYBRIDGRAPH_ENGINE_TIMEOUTS_S="20,20,2")
-    until = time.monotonic() + 20
-    while not (tmp_path / "environment.json").exists():  # written just before the first request
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.02)
+    wait_for(lambda: (tmp_path / "environment.json").exists())  # written just before the first request
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == code, err
     assert err.count("interrupted") == (1 if number == signal.SIGINT else 0), err
     assert worker_is_gone(tmp_path)
+
+
+def test_a_killed_parent_takes_the_measuring_process_with_it(tmp_path: Path, tmp_path_factory: Any) -> None:
+    process = start(tmp_path, STAND_IN_FAULT="hang", TMPDIR=str(tmp_path_factory.mktemp("scratch")))
+    wait_for(lambda: (tmp_path / "environment.json").exists())  # written just before the first request
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    wait_for(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
+    os.killpg(int(child), signal.SIGKILL)  # the stand-in's worker, whom nobody else would end
+    process.communicate()
+
+
+def test_a_closed_standard_output_loses_no_measurement(tmp_path: Path) -> None:
+    case5 = [sys.executable, str(ROOT / "case5_tensorrt_llm.py"), *QUICK, "--output-dir", str(tmp_path)]
+    run = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *case5], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert len((tmp_path / f"{CASE5.name}_samples.jsonl").read_text().splitlines()) == 1 + 2 * (2 + 3)
 
 
 def test_a_model_without_an_end_id_is_refused(tmp_path: Path) -> None:

@@ -270,6 +270,23 @@ def test_ctrl_c_of_a_pair_leaves_no_generator(tmp_path: Path) -> None:
         os.killpg(process.pid, 0)  # the session's process group is empty
 
 
+def test_a_generator_that_is_killed_is_told_with_why_it_was(tmp_path: Path) -> None:
+    flags = ("--device", "cpu", "--prompt-lengths", "10", "--p99-iterations", "100000", "--precapture", "10,20")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybridgraph.main", "pair", "case4", *flags, "--output-dir", str(tmp_path / "output")],
+        cwd=ROOT, env=ENVIRON | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_row(tmp_path / "output" / "case4_jit_cuda_ttft.csv", process)
+    (generator,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(generator), signal.SIGKILL)
+    said = process.communicate(timeout=30)[1]
+    reason = "the generator case4_jit_cuda_generator.py was ended by SIGKILL: most often the machine's memory is full"
+    assert process.returncode == 2 and said.splitlines()[-1] == f"error: {reason}"
+    recorded = json.loads((tmp_path / "output" / "environment.json").read_text())
+    assert recorded["not_run"] == {"case4_jit_cuda": reason}
+    assert not any(tmp_path.glob("hybridgraph-*")), "nothing is left of its socket"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("stage", ["loading", "measuring"])
 def test_a_pair_that_is_ended_takes_its_generator_with_it(number: signal.Signals, stage: str, tmp_path: Path) -> None:
@@ -287,8 +304,7 @@ def test_a_pair_that_is_ended_takes_its_generator_with_it(number: signal.Signals
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in said
     wait_for(lambda: not alive(process.pid), "nothing of its group lives on")
-    if number != signal.SIGKILL:
-        assert not any(tmp_path.glob("hybridgraph-*"))
+    assert not any(tmp_path.glob("hybridgraph-*"))
 
 
 def alive(group: int) -> bool:

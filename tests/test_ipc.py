@@ -157,7 +157,11 @@ def test_a_fresh_path_is_private_and_leaves_nothing() -> None:
 def test_a_missing_directory_is_made_private(tmp_path: Path) -> None:
     with listen(tmp_path / "new" / "socket") as listener:
         assert stat.S_IMODE(listener.path.parent.stat().st_mode) == 0o700
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir(mode=0o700)
+    with listen(tmp_path / "mine" / "socket"):
+        pass
+    assert list((tmp_path / "mine").iterdir()) == [], "what was there, stays"
 
 
 def test_an_open_directory_is_refused(tmp_path: Path) -> None:
@@ -233,7 +237,4 @@ def test_another_users_client_is_refused() -> None:
 
 
 def test_fresh_paths_differ() -> None:
-    first, second = fresh_socket_path(), fresh_socket_path()
-    assert first != second
-    first.parent.rmdir()
-    second.parent.rmdir()
+    assert fresh_socket_path().parent != fresh_socket_path().parent

@@ -13,6 +13,7 @@ from hybridgraph.cases import CASE1, CASE4
 from hybridgraph.errors import UserError
 from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.report.load import load_results
+from hybridgraph.results import ResultFiles
 from hybridgraph.run_record import read_environment, run_id_of
 
 
@@ -90,6 +91,32 @@ def test_a_resumed_run_may_end_early_again(attempt: Callable[..., int], tmp_path
     assert attempt(lambda: DyingSource(9), "--resume") == 0
     assert attempt(refused, "--resume") == 2
     assert remarks(tmp_path) == [], "it was measured to its end"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"cases": []}', '{"cases": {"case1_baseline": 3}}'])
+def test_an_environment_that_is_none_is_told_before_anything_is_touched(
+    attempt: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert attempt(lambda: DyingSource(6)) == 0
+    (tmp_path / "environment.json").write_text(text)
+    assert attempt(lambda: pytest.fail("it is opened")) == 2
+    assert "environment.json is no" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "previous").exists()
+
+
+def test_a_second_run_of_a_case_is_refused_before_it_loads_anything(
+    attempt: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def meanwhile() -> DyingSource:
+        assert attempt(lambda: pytest.fail("it is opened")) == 2
+        assert main.main(["new-run", "--output-dir", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.count("another run of case1_baseline is writing to") == 2
+        with ResultFiles(tmp_path, CASE4.name).held():
+            return DyingSource(6)
+
+    assert attempt(meanwhile) == 0
+    recorded = read_environment(tmp_path / "environment.json")
+    assert recorded["not_run"] == recorded["ended_early"] == {}
 
 
 def not_run(directory: Path, reason: str) -> None:

@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
-from hybridgraph.cases import CASE1, CASE4
+from hybridgraph import runner
+from hybridgraph.cases import CASE1, CASE4, Case
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.main import main
-from hybridgraph.prompts import RandomPrompts, TextPrompts
+from hybridgraph.prompts import Prompts, RandomPrompts, TextPrompts
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
-from hybridgraph.results import ResultFiles
+from hybridgraph.results import ResultFiles, ResultWriter
 from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.run_record import ENVIRONMENT, read_environment, record_not_run
-from hybridgraph.runner import measure, protocol_name
+from hybridgraph.runner import protocol_name
 from hybridgraph.shapes import builtin_config
 from hybridgraph.stats import percentile
 
@@ -57,6 +58,12 @@ class CountingSource:
 def config(directory: Path, **settings: Any) -> Config:
     defaults = {"prompt_lengths": (7, 3), "ttft_iterations": 2, "p99_iterations": 4, "output_dir": str(directory)}
     return Config(**{**defaults, **settings})
+
+
+def measure(source: CountingSource, config: Config, case: Case, prompts: Prompts | None = None) -> ResultWriter:
+    """As the entry points do."""
+    with ResultFiles(config.output_path, case.name).held():
+        return runner.measure(source, config, case, prompts)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -282,26 +289,6 @@ def test_resume_refuses_what_is_no_run(tmp_path: Path, wrong: bytes | str) -> No
     with pytest.raises(UserError, match="run without --resume"):
         measure(CountingSource(), config(tmp_path, resume=True), CASE1)
     assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", '{"cases": []}', '{"cases": {"case1_baseline": 3}}'])
-def test_an_environment_that_is_none_is_told_before_anything_is_touched(tmp_path: Path, text: str) -> None:
-    measure(CountingSource(), config(tmp_path), CASE1)
-    (tmp_path / "environment.json").write_text(text)
-    with pytest.raises(UserError, match=r"environment\.json is no"):
-        ResultFiles(tmp_path, "case1_baseline").prepare()
-    assert not (tmp_path / "previous").exists()
-
-
-def test_two_runs_of_a_case_do_not_write_to_one_directory(tmp_path: Path) -> None:
-    files = ResultFiles(tmp_path, CASE1.name)
-    with files.held():
-        for attempt in (lambda: measure(CountingSource(), config(tmp_path), CASE1), files.prepare):
-            with pytest.raises(UserError, match="another run of case1_baseline is writing to"):
-                attempt()
-        measure(CountingSource(), config(tmp_path), CASE4)
-        assert main(["new-run", "--output-dir", str(tmp_path)]) == 2
-    measure(CountingSource(), config(tmp_path), CASE1)
 
 
 def test_a_second_run_keeps_the_first_aside(tmp_path: Path) -> None:

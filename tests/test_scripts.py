@@ -116,6 +116,7 @@ def test_an_existing_interpreter_is_used_as_it_is(project: Path) -> None:
     ("python", "said"),
     [
         ("/nowhere/python", "error: HYBRIDGRAPH_PYTHON=/nowhere/python is no Python 3.10 or newer"),
+        ("/bin/true", "error: HYBRIDGRAPH_PYTHON=/bin/true is no Python 3.10 or newer"),
         ("EMPTY", "lacks packages"),
     ],
 )
@@ -125,6 +126,27 @@ def test_an_unusable_interpreter_is_one_line(project: Path, tmp_path: Path, pyth
     run = start(project, "run_case2_benchmark.sh", HYBRIDGRAPH_PYTHON=python)
     assert run.returncode == 2
     assert said in run.stderr.splitlines()[-1]
+
+
+def test_an_interpreter_may_be_named_by_a_relative_path(project: Path) -> None:
+    stub(project / "bin", "python", f'exec {sys.executable} "$@"')
+    run = start(project, "run_tests.sh", "tests/none.py", HYBRIDGRAPH_PYTHON="bin/../bin/python")
+    assert "No such file or directory" not in run.stderr
+    run = start(project, "run_case2_benchmark.sh", HYBRIDGRAPH_PYTHON="bin/python")
+    assert (run.returncode, run.stdout) == (0, f"main {sys.executable} pair case2\n"), run.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python looks for modules where it is started")
+def test_files_where_a_script_is_started_are_no_modules(project: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "hybridgraph").mkdir(parents=True)
+    for name in ("argparse.py", "selectors.py", "hybridgraph/__init__.py", "hybridgraph/main.py"):
+        (elsewhere / name).write_text("raise SystemExit('a file of the current directory was run')")
+    run = subprocess.run(
+        [str(project / "run_case2_benchmark.sh")], cwd=elsewhere, env=environ(HYBRIDGRAPH_PYTHON=sys.executable),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (0, f"main {sys.executable} pair case2\n"), run.stderr
 
 
 def test_no_python_and_no_venv_are_told(project: Path, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ import msgspec
 import pytest
 from toy_generator import BREAKS, BREAKS_FOR_GOOD, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, ToyEngine, toy_answer
 
-from hybridgraph.client import GeneratorClient, RequestFailed
+from hybridgraph.client import GeneratorClient, OnQueued, RequestFailed
 from hybridgraph.errors import UserError
-from hybridgraph.ipc.address import fresh_socket_path, listen
+from hybridgraph.ipc.address import fresh_socket_path, listen, remove_left_behind
 from hybridgraph.ipc.channel import ClientChannel, GeneratorGone
 from hybridgraph.ipc.messages import (
     HELLO,
@@ -43,7 +43,8 @@ from hybridgraph.ipc.messages import (
     Token,
     encode,
 )
-from hybridgraph.progress import OnProgress
+from hybridgraph.main import refuse_to_wait
+from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Request
 from hybridgraph.server import Engine, Patience, Server, serve
 from hybridgraph.signals import StopSignals
@@ -86,9 +87,7 @@ def toy(*options: str, path: Path | None = None, ready: bool = True) -> Iterator
     finally:
         generator.process.kill()
         generator.process.communicate()
-        for left in fresh.parent.iterdir():
-            left.unlink()
-        fresh.parent.rmdir()
+        remove_left_behind(fresh)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +99,8 @@ def served() -> Iterator[Path]:
 
 
 @contextmanager
-def client_of(path: Path) -> Iterator[GeneratorClient]:
-    with closing(GeneratorClient.connect(path, script=SCRIPT, silence_s=5.0)) as client:
+def client_of(path: Path, on_queued: OnQueued = nobody) -> Iterator[GeneratorClient]:
+    with closing(GeneratorClient.connect(path, script=SCRIPT, silence_s=5.0, on_queued=on_queued)) as client:
         yield client
 
 
@@ -197,6 +196,30 @@ def test_others_wait_in_order_and_see_it(served: Path) -> None:
         assert [type(m) for m in receive_until(second, Done)] == [Token, Done]
         assert third.receive() == Queued(request_id=1, position=1)
         assert [type(m) for m in receive_until(third, Done)] == [Token, Done]
+
+
+def test_what_is_measured_waits_for_nobody(served: Path) -> None:
+    with channel_to(served) as other, client_of(served, on_queued=refuse_to_wait) as measuring:
+        assert measuring.stream(Request(prompt_ids=[5]), print).graph_path == "exact"
+        other.send(generate(1, [SLOW], 6))
+        assert isinstance(other.receive(), Token)
+        with pytest.raises(UserError, match=r"^the generator answers another client, 1 of whose requests are ahead"):
+            measuring.stream(Request(prompt_ids=[5]), print)
+        assert isinstance(receive_until(other, Done)[-1], Done)
+    assert_serves(served)
+
+
+def test_a_start_may_take_longer_than_a_client_bears_silence() -> None:
+    with (
+        toy("--start-s", "1.5", ready=False) as generator,
+        closing(GeneratorClient.connect(generator.path, script=SCRIPT, silence_s=0.5)) as client,
+    ):
+        generator.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(UserError, match=r"has said nothing for 0\.5 s"):
+                client.stream(Request(prompt_ids=[5]), print)
+        finally:
+            generator.process.send_signal(signal.SIGCONT)
 
 
 def test_round_trip_is_short(served: Path) -> None:
@@ -491,7 +514,7 @@ def test_sigterm_finishes_a_short_answer() -> None:
         assert ids == toy_answer([SLOW], 5, 0)
         output, log = generator.process.communicate(timeout=5)
         assert (generator.process.returncode, output, log) == (0, "engine closed\n", "")
-        assert list(generator.path.parent.iterdir()) == []
+        assert not generator.path.parent.exists()
         with pytest.raises(UserError, match=f"the generator at {generator.path}: the generator was stopped"):
             ask(client, [1])
 
@@ -517,14 +540,14 @@ def test_sigint_fails_a_long_answer_and_those_that_wait() -> None:
             assert waiting.receive() == Failed(request_id=1, kind="stopped", error="the generator was stopped")
         output, _ = generator.process.communicate(timeout=5)
         assert (generator.process.returncode, output) == (130, "engine closed\n")
-        assert list(generator.path.parent.iterdir()) == []
+        assert not generator.path.parent.exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_an_idle_generator(number: int, code: int) -> None:
     with toy() as generator:
         assert generator.end(number) == (code, "engine closed\n", "")
-        assert list(generator.path.parent.iterdir()) == []
+        assert not generator.path.parent.exists()
 
 
 def test_under_nohup_a_generator_outlives_its_terminal() -> None:
@@ -545,7 +568,7 @@ def test_a_signal_ends_a_generator_that_starts() -> None:
         assert generator.end()[0] == 0
         failed = receive_until(channel, Failed)[-1]
         assert failed == Failed(request_id=None, kind="stopped", error="the generator was stopped before it was ready")
-        assert list(generator.path.parent.iterdir()) == []
+        assert not generator.path.parent.exists()
 
 
 def test_a_failed_start_reaches_the_client_and_the_exit_code() -> None:

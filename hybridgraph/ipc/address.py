@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import socket
 import stat
 import struct
@@ -24,8 +25,16 @@ _BACKLOG = 128
 
 
 def fresh_socket_path() -> Path:
-    """A path for a socket in a new directory of mode 0700; the caller removes the directory."""
-    return Path(tempfile.mkdtemp(prefix="hybridgraph-")) / "socket"
+    """A path for a socket in a directory that does not exist yet."""
+    return Path(tempfile.gettempdir(), f"hybridgraph-{secrets.token_hex(4)}", "socket")
+
+
+def remove_left_behind(path: Path) -> None:
+    """Remove what a killed generator left of a fresh path."""
+    with suppress(OSError):
+        for left in (path, _lock_of(path)):
+            left.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def require_short(path: Path) -> None:
@@ -55,25 +64,21 @@ class Listener:
 
 @contextmanager
 def listen(path: Path | None = None) -> Iterator[Listener]:
-    """Hold ``path``, or a fresh private one, until the block ends; then the socket is gone.
+    """Hold ``path``, or a fresh one, until the block ends; then the socket is gone, and its directory if made here.
 
     Raises UserError where the path is too long, not private, held by a live generator, or taken by
     something that is no socket.
     """
-    owned = fresh_socket_path() if path is None else None
-    path = (path or owned or Path()).absolute()
-    try:
-        require_short(path)
-        _require_private(path.parent)
-        with _locked(path), _bound(path) as listening:
-            yield Listener(listening, path)
-    finally:
-        if owned is not None:
-            with suppress(FileNotFoundError):  # whoever cleans temporary directories may have been quicker
-                owned.parent.rmdir()
+    path = (path or fresh_socket_path()).absolute()
+    require_short(path)
+    with _private(path.parent), _locked(path), _bound(path) as listening:
+        yield Listener(listening, path)
 
 
-def _require_private(directory: Path) -> None:
+@contextmanager
+def _private(directory: Path) -> Iterator[None]:
+    """Make ``directory`` where it does not exist; raises UserError where others than its user can enter it."""
+    made = not directory.exists()
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.stat()
@@ -84,11 +89,17 @@ def _require_private(directory: Path) -> None:
         raise UserError(
             f"--socket: {directory} is not private (mode {mode:04o}): give a new directory, or one of mode 0700"
         )
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # not empty, or whoever cleans temporary directories was quicker
+                directory.rmdir()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    lock_path = path.with_name(path.name + ".lock")
+    lock_path = _lock_of(path)
     try:
         descriptor = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -108,6 +119,10 @@ def _locked(path: Path) -> Iterator[None]:
             lock_path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
@@ -71,16 +72,20 @@ class ClientChannel:
     """A client's connection: blocking, one system call to send a message, one to receive what has arrived."""
 
     def __init__(self, connection: socket.socket, *, silence_s: float) -> None:
-        """``connection`` is owned from here on; ``silence_s`` is how long the peer may say nothing."""
+        """``connection`` is owned from here on; ``silence_s``: see ``bear_silence``."""
         self._socket = connection
         self._reader = FrameReader()
         self._descriptors: list[int] = []
+        self.bear_silence(silence_s)
+
+    def bear_silence(self, silence_s: float) -> None:
+        """How long the peer may say nothing from now on; may be infinite."""
         self.silence_s = silence_s
-        # The kernel's own timeouts: Python's would cost a second system call for each receive.
-        seconds, fraction = divmod(silence_s, 1)
+        # The kernel's own timeouts, where zero is none: Python's would cost a second system call for each receive.
+        seconds, fraction = divmod(silence_s if math.isfinite(silence_s) else 0.0, 1)
         timeout = struct.pack("ll", int(seconds), int(fraction * 1e6))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
     @classmethod
     def connect(cls, path: Path, *, silence_s: float) -> ClientChannel:

@@ -13,7 +13,7 @@ take_flag() {
     done
 }
 
-# No other complete run writes there until this one, and whatever it started, has ended: all of them have descriptor 9.
+# No other complete run writes there until this one and its steps have ended: all of them have descriptor 9.
 hold_output_directory() {
     { mkdir -p -- "$OUTPUT_DIR" && exec 9>>"$OUTPUT_DIR/.run.lock"; } 2>/dev/null || die "cannot write $OUTPUT_DIR"
     flock -n 9 || die "another complete run is writing to $OUTPUT_DIR"

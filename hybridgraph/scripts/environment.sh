@@ -13,8 +13,8 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PYTHONS=(python3.13 python3.12 python3.11 python3.10 python3 python)
 PINS=$ROOT/constraints.txt
-# Scripts run from any directory: relative paths on a command line mean the caller's.
-export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+# Scripts run from any directory: relative paths on a command line mean the caller's, and its files are no modules.
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -23,7 +23,7 @@ die() {
     exit 2
 }
 
-is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' </dev/null >/dev/null 2>&1; }
+is_recent() { [ "$("$1" -c 'import sys; print(sys.version_info >= (3, 10))' </dev/null 2>/dev/null)" = True ]; }
 
 # usable_python NAME...: print the first that is 3.10 or newer and can make environments.
 usable_python() {
@@ -42,6 +42,7 @@ usable_python() {
 
 find_python() {
     if [ -n "${HYBRIDGRAPH_PYTHON:-}" ]; then
+        [[ $HYBRIDGRAPH_PYTHON != */* ]] || HYBRIDGRAPH_PYTHON=$(realpath -s -- "$HYBRIDGRAPH_PYTHON")
         is_recent "$HYBRIDGRAPH_PYTHON" || die "HYBRIDGRAPH_PYTHON=$HYBRIDGRAPH_PYTHON is no Python 3.10 or newer"
         BASE_PYTHON=$HYBRIDGRAPH_PYTHON
     elif [ ! -e "$ROOT/.venv/incomplete" ] && is_recent "$ROOT/.venv/bin/python"; then

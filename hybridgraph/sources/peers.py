@@ -29,13 +29,13 @@ def case_of(config: Config) -> Case:
     return variant(ENGINES[config.engine], config.forward)
 
 
-def supervised(config: Config, case: Case) -> int | None:
-    """Measure in a child process of the engine's own environment and return its exit code.
+def measures_here(case: Case) -> bool:
+    """Whether this process is the one to measure: for an engine of our own environment, and inside another's child."""
+    return case in (HF_STATIC, HF_COMPILED) or is_child()
 
-    None where this process is the one to measure: inside that child, or for an engine of our own environment.
-    """
-    if case in (HF_STATIC, HF_COMPILED) or is_child():
-        return None
+
+def run_in_child(config: Config, case: Case) -> int:
+    """Measure in a child process of the engine's own environment; returns its exit code, or raises UserError."""
     deadlines = Deadlines.from_environment()
     python = _vllm_python() if case == VLLM else _tensorrt_python()
     find_gpu(config.device, case.title)

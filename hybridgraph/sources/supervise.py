@@ -22,7 +22,7 @@ from typing import Any
 
 from hybridgraph.errors import UserError
 from hybridgraph.records import Report, Request, SourceInfo, TokenSource
-from hybridgraph.signals import stop_signals_raise
+from hybridgraph.signals import end_with_parent, how_killed, stop_signals_raise
 
 HEARTBEAT_FD = "HYBRIDGRAPH_HEARTBEAT_FD"  # set in the measuring child only
 SCRATCH = (
@@ -83,6 +83,7 @@ def _run(command: Sequence[str], title: str, deadlines: Deadlines, scratch: str)
             env=os.environ | {HEARTBEAT_FD: str(child_end), SCRATCH: scratch},
             pass_fds=(child_end,),
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
     except OSError as error:
         os.close(beats)
@@ -155,9 +156,7 @@ class _Group:
 
 def _exit_code(code: int, title: str) -> int:
     if code < 0:
-        name = signal.Signals(-code).name
-        cause = "most often the machine's memory is full" if name == "SIGKILL" else "see its messages above"
-        raise UserError(f"the process of {title} was ended by {name}: {cause}")
+        raise UserError(f"the process of {title} {how_killed(code)}")
     if code not in (0, 2, INTERRUPTED):  # the last two have said why themselves
         raise UserError(f"the process of {title} failed with exit code {code}: see its messages above")
     return code
@@ -204,6 +203,8 @@ def _engine_output_to_stderr() -> None:
 
     ``sys.stdout`` goes on to where it went: standard output holds results, and their JSON as its last line.
     """
+    if sys.stdout is None:
+        return  # closed: the descriptor may be another file's by now
     sys.stdout.flush()
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
