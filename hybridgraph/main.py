@@ -162,7 +162,9 @@ def _measure_generator(path: Path, config: Config, case: Case) -> None:
         if served != case.key:
             hint = ": both need the same --forward" if {served, case.key} == {CASE4.key, CASE4_FUSED.key} else ""
             raise UserError(f"the generator at {path} serves {served}, not {case.key}{hint}")
-        config.require_opened_as(client.info.environment["resolved_configuration"], f"the generator at {path}")
+        opened = client.info.environment["resolved_configuration"]
+        own = {"precapture": opened.get("precapture") or case.precapture}  # what nobody asked for is the case's
+        config.require_opened_as(opened | own, f"the generator at {path}")
         _measure(client, config, case)
 
 

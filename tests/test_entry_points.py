@@ -161,6 +161,20 @@ def test_a_client_records_what_its_generator_was_opened_with(tmp_path: Path) -> 
         assert not any(row["cold_ms"] for row in csv.DictReader(file)), "the first client had the cold request"
 
 
+def test_a_client_may_spell_out_what_its_case_captures(tmp_path: Path) -> None:
+    socket = tmp_path / "private" / "socket"
+    command = [sys.executable, "case4_jit_cuda_generator.py", "--device", "cpu", "--max-seq-len", "64"]
+    with subprocess.Popen(
+        [*command, "--socket", str(socket)], cwd=ROOT, env=ENVIRON, stdout=subprocess.PIPE
+    ) as process:
+        wait_for(socket.exists, "it listens", process)
+        client = ("case4_jit_cuda_client.py", "--socket", str(socket), "--output-dir", str(tmp_path / "output"), *TINY)
+        assert "has 10-500:10" in error_of(start(*client, "--precapture", "10,20"))
+        run = start(*client, "--precapture", "10-500:10")
+        assert run.returncode == 0, run.stderr
+        process.terminate()
+
+
 def test_a_generator_that_cannot_start_says_why_once(tmp_path: Path) -> None:
     run = start("-m", "hybridgraph.main", "pair", "case4", "--device", "cuda", "--output-dir", str(tmp_path))
     line = error_of(run)
