@@ -271,6 +271,31 @@ def test_emulated_graphs_are_called_emulated(tmp_path: Path, capsys: pytest.Capt
     assert "| JIT+CUDA (emulated) |" in (tmp_path / "final_report.md").read_text()
 
 
+def test_an_ablation_stands_beside_the_cases(tmp_path: Path) -> None:
+    def measure(name: str, case: Case, times: dict[int, float], settings: dict[str, object], **identity: str) -> None:
+        directory = tmp_path / "ablation" / name
+        directory.mkdir(parents=True)
+        write(directory, case, times, **identity)
+        record = {"cases": {case.name: {"configuration": settings}}}
+        (directory / "environment.json").write_text(json.dumps(record))
+
+    write(tmp_path, CASE4, {10: 5.0, 50: 7.0}, ops="torchscript", device_ms="4.5")
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert "What each part contributes" not in (tmp_path / "final_report.md").read_text()
+    measure("b", CASE4, {10: 6.0, 50: 9.0, 100: 99.0}, {"ops": "native", "decode_tokens": 3}, device_ms="4.0")
+    measure("a", CASE2, {10: 8.0, 50: 8.0}, {"ops": "native", "precapture": "10,50", "async_capture": False})
+    measure("c", CASE4, {10: 1.0}, {}, protocol="paper, 5 ms apart", started="2020-01-01T00:00:00+00:00")
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert (
+        "| JIT+CUDA |  |  | 6.00 | 4.50 | 1.50 | 6.00 |\n"
+        "| CUDA Graph | `--precapture 10,50 --no-async-capture` |  | 8.00 |  |  | 8.00 |\n"
+        "| JIT+CUDA | `--ops native` |  | 7.50 | 4.00 | 3.50 | 7.50 |\n"
+    ) in report
+    assert "averages over 10, 50 tokens" in report
+    assert "- ablation/c is left out: protocol paper, 5 ms apart instead of paper" in report
+
+
 def at_all_lengths(ms: float) -> dict[int, float]:
     return dict.fromkeys(PAPER_PROMPT_LENGTHS, ms)
 

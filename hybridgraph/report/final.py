@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from hybridgraph.files import writing
 from hybridgraph.output import printing
+from hybridgraph.report.ablation import Variant, read_variants
 from hybridgraph.report.load import Results, load_results
 from hybridgraph.report.markdown import provenance, render
 from hybridgraph.report.plots import plot_growth, plot_table
@@ -21,11 +23,13 @@ REPORT = "final_report.md"
 def write_final_tables(directory: Path, *, as_json: bool) -> None:
     """Write tables, plots and report of ``directory``'s results, and print them; raises UserError."""
     results = load_results(directory)
+    variants, left_out = read_variants(directory, results)
+    results.left_out.extend(left_out)
     tables = {
         metric.key: build_table(results, metric) for metric in (TTFT, WARM, P99, DECODE) if _has(results, metric.kind)
     }
     with writing(directory):
-        _write(directory, results, tables)
+        _write(directory, results, tables, variants)
     with printing():
         _show(results, tables)
         if as_json:
@@ -36,7 +40,7 @@ def _has(results: Results, kind: str) -> bool:
     return kind != "decode" or bool(results.tables["decode"])
 
 
-def _write(directory: Path, results: Results, tables: dict[str, Table]) -> None:
+def _write(directory: Path, results: Results, tables: dict[str, Table], variants: Sequence[Variant]) -> None:
     for name in (*FILES.values(), *PLOTS.values(), GROWTH):
         (directory / name).unlink(missing_ok=True)  # what it shows may be gone
     plots = []
@@ -50,7 +54,7 @@ def _write(directory: Path, results: Results, tables: dict[str, Table]) -> None:
     if results.sweep is not None:
         plot_growth(results.sweep, directory / GROWTH)
         plots.append(GROWTH)
-    (directory / REPORT).write_text(render(results, tables, plots), encoding="utf-8")
+    (directory / REPORT).write_text(render(results, tables, plots, variants), encoding="utf-8")
 
 
 def _show(results: Results, tables: dict[str, Table]) -> None:

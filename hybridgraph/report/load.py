@@ -90,12 +90,12 @@ def load_results(directory: Path) -> Results:
     tables: dict[str, dict[str, pd.DataFrame]] = {kind: {} for kind in KINDS}
     left_out = []
     for (kind, name), table in found.items():
-        if other := _differences(table, identity, RunIdentity.COMPARABLE):
+        if other := differences(table, identity, RunIdentity.COMPARABLE):
             left_out.append(f"{name}_{kind}.csv (run {table['run_id'].iloc[0]}) is left out: {other}")
         else:
             tables[kind][name] = table.set_index("prompt_length")
     sweep = read_table(directory / SWEEP, TTFT_COLUMNS) if _exists(directory / SWEEP) else None
-    if sweep is not None and (other := _differences(sweep, identity, ("device", "model", "dtype", "load_format"))):
+    if sweep is not None and (other := differences(sweep, identity, ("device", "model", "dtype", "load_format"))):
         left_out.append(f"{SWEEP} is left out: {other}")
         sweep = None
     return Results(tables, identity, environment, left_out, _remarks(tables, environment), sweep)
@@ -108,7 +108,8 @@ def _exists(path: Path) -> bool:
         raise UserError(f"{path} cannot be looked at: {error.strerror or error}") from None
 
 
-def _differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequence[str]) -> str:
+def differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequence[str]) -> str:
+    """In which of ``columns`` a row of ``table`` is not as ``identity``, in words."""
     other = [c for c in columns if not (table[c] == identity[c]).all()]
     return ", ".join(f"{c} {table[c][table[c] != identity[c]].iloc[0]} instead of {identity[c]}" for c in other)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hybridgraph.errors import UserError
 from hybridgraph.records import PAPER, paths_taken
+from hybridgraph.report.ablation import Variant
 from hybridgraph.report.claims import claim_rows
 from hybridgraph.report.load import LARGEST, Results
 from hybridgraph.report.tables import AVERAGE, Table
@@ -15,7 +16,7 @@ from hybridgraph.report.tables import AVERAGE, Table
 DISTRIBUTIONS = "What the means hold"
 
 
-def render(results: Results, tables: dict[str, Table], plots: Sequence[str]) -> str:
+def render(results: Results, tables: dict[str, Table], plots: Sequence[str], variants: Sequence[Variant] = ()) -> str:
     """The whole report."""
     sections = [
         "# Results",
@@ -32,6 +33,8 @@ def render(results: Results, tables: dict[str, Table], plots: Sequence[str]) -> 
             sections.append(f"Against the baseline, from the averages over {lengths} tokens: {listed}.")
     sections += [f"## {DISTRIBUTIONS}", _distributions(results)]
     sections += ["## The published claims", _claims(results, tables)]
+    if variants:
+        sections += ["## What each part contributes", _ablation(variants)]
     if economics := _economics(results):
         sections += ["## What graphs cost", economics]
     if spent := _spent(results):
@@ -93,6 +96,21 @@ def _claims(results: Results, tables: dict[str, Table]) -> str:
         f"'{DISTRIBUTIONS}' shows which case pays for what there."
     )
     return f"{_grid(heading, claim_rows(tables, judged=judged))}\n\n{rule}"
+
+
+def _ablation(variants: Sequence[Variant]) -> str:
+    """The cases and what becomes of them with one setting changed, over the lengths that all of these have."""
+    lengths = sorted(set.intersection(*({*variant.ttft.index} & {*variant.p99.index} for variant in variants)))
+    averages = [variant.averages(lengths) for variant in variants]
+    rows = [
+        [variant.case.title, f"`{variant.flags}`" if variant.flags else "", *map(_cell, figures.values())]
+        for variant, figures in zip(variants, averages, strict=True)
+    ]
+    rule = (
+        f"Milliseconds, averages over {', '.join(map(str, lengths))} tokens. Outside the device: sockets, checks, what "
+        "is done on the host before a replay, and waking up."
+    )
+    return f"{_grid(['case', 'changed', *averages[0]], rows)}\n\n{rule}"
 
 
 def _economics(results: Results) -> str:

@@ -1,0 +1,81 @@
+"""What each part contributes: the cases as they are, beside runs of them with one setting changed.
+
+Such a run lies in ``ablation/NAME/`` of the results, for instance by
+
+    ./run_case4_benchmark.sh --ops native --output-dir output/ablation/case4_native
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hybridgraph.cases import CASES, Case
+from hybridgraph.config import Config, as_flag
+from hybridgraph.records import P99_COLUMNS, TTFT_COLUMNS, RunIdentity
+from hybridgraph.report.load import Results, differences, read_table
+from hybridgraph.run_record import ENVIRONMENT, read_environment
+
+DIRECTORY = "ablation"
+SETTINGS = ("ops", "max_graphs", "precapture", "async_capture", "share_buffers")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of a case; ``flags`` are what it was given beside the case's own settings."""
+
+    case: Case
+    flags: str
+    ttft: pd.DataFrame
+    p99: pd.DataFrame
+
+    def averages(self, lengths: Sequence[int]) -> dict[str, float]:
+        """Means in ms over ``lengths``; of a request's time outside the device, over warm ones as well."""
+        ttft, p99 = self.ttft.loc[list(lengths)], self.p99.loc[list(lengths)]
+        return {
+            "first seen": ttft["first_seen_ms"].mean(),
+            "warm": ttft["warm_mean_ms"].mean(),
+            "on the device": ttft["device_ms"].mean(),
+            "outside it": (ttft["warm_mean_ms"] - ttft["device_ms"]).mean(),
+            "P99": p99["p99_ms"].mean(),
+        }
+
+
+def read_variants(directory: Path, results: Results) -> tuple[list[Variant], list[str]]:
+    """The cases of ``results``, then the runs in ``ablation/``, by name; and a sentence for each that is left out.
+
+    No variants where there is no such run. Raises UserError for a file that cannot be read.
+    """
+    own = [
+        Variant(case, "", results.tables["ttft"][case.name], results.tables["p99"][case.name])
+        for case in CASES
+        if case.name in results.tables["ttft"] and case.name in results.tables["p99"]
+    ]
+    changed, left_out = [], []
+    for path, case in _runs(directory / DIRECTORY):
+        ttft = read_table(path / f"{case.name}_ttft.csv", TTFT_COLUMNS)
+        p99 = read_table(path / f"{case.name}_p99.csv", P99_COLUMNS)
+        if other := differences(ttft, results.identity, RunIdentity.COMPARABLE):
+            left_out.append(f"{DIRECTORY}/{path.name} is left out: {other}")
+            continue
+        told = read_environment(path / ENVIRONMENT)["cases"].get(case.name, {}).get("configuration", {})
+        by_length = (table.set_index("prompt_length") for table in (ttft, p99))
+        changed.append(Variant(case, _flags(case, told), *by_length))
+    return own + changed if changed else [], left_out
+
+
+def _runs(directory: Path) -> Iterator[tuple[Path, Case]]:
+    for path in sorted(directory.glob("*")):
+        for case in CASES:
+            if (path / f"{case.name}_ttft.csv").exists():
+                yield path, case
+
+
+def _flags(case: Case, configuration: dict[str, Any]) -> str:
+    own = {name: getattr(Config, name) for name in SETTINGS} | {"ops": case.ops}
+    told = {name: configuration.get(name, own[name]) for name in SETTINGS}
+    return " ".join(as_flag(name, value) for name, value in told.items() if value != own[name])
