@@ -15,6 +15,7 @@ esac
 find_python
 set_up test
 cd "$ROOT" || exit
+unset PYTHONSAFEPATH # tests start scripts as users do
 [ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 # for all of them; a few are quicker in one process
 failed=0
 "$PYTHON" -m ruff check . || failed=1

@@ -6,7 +6,6 @@ with closing(GeneratorClient.connect(path, script="case4_jit_cuda_generator.py")
 
 from __future__ import annotations
 
-import math
 import shlex
 import threading
 from collections.abc import Callable
@@ -36,7 +35,9 @@ from hybridgraph.ipc.messages import (
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo
 
-SILENCE_S = 600.0  # of a generator that is ready; one that ends is noticed at once
+# What a generator may say nothing for; one that ends is noticed at once.
+STARTING_SILENCE_S = 3600.0  # it may have a model to download
+SILENCE_S = 600.0  # once it is ready
 
 OnQueued = Callable[[int], None]  # how many requests are ahead
 
@@ -68,10 +69,10 @@ class GeneratorLink:
     def open(
         cls, path: Path, *, script: str, silence_s: float, on_progress: OnProgress, on_queued: OnQueued
     ) -> tuple[GeneratorLink, Ready]:
-        """Connect, and wait until the generator is ready, however long that takes; raises UserError."""
+        """Connect, and wait until the generator is ready; raises UserError."""
         command, elsewhere = (f"python {script} --socket {quoted}" for quoted in (shlex.quote(str(path)), "PATH"))
         try:
-            channel = ClientChannel.connect(path, silence_s=math.inf)  # it may have a model to download
+            channel = ClientChannel.connect(path, silence_s=STARTING_SILENCE_S)
         except FileNotFoundError:
             raise UserError(f"no generator at {path}: start one with: {command}") from None
         except ConnectionRefusedError:

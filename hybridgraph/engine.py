@@ -13,9 +13,9 @@ the last id is read.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
 from os import PathLike, fspath
@@ -49,32 +49,32 @@ class EngineOptions:
     ops: str = "fused"
     forward: str = "hf"
     graphs: str = "padded"
-    precapture: Sequence[int] | None = None  # None: of Case 4's, those that fit
+    precapture: InitVar[Iterable[int] | None] = None  # None: of Case 4's, those that fit
+    lengths: tuple[int, ...] = field(init=False)  # to capture before serving, ascending
     max_graphs: int = Config.max_graphs
     async_capture: bool = True
     positions: int = DEFAULT_MAX_SEQ_LEN
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, precapture: Iterable[int] | None) -> None:
         """Raise UserError for what no engine can be made of."""
         for name, allowed in (("ops", OPS), ("forward", FORWARDS), ("graphs", ("none", *RULES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
         for name in ("max_graphs", "positions"):
             _require_whole(name, getattr(self, name))
-        lengths: Any = () if self.precapture is None else self.precapture
-        if not isinstance(lengths, Sequence):
-            raise UserError(f"precapture {lengths!r}: a sequence of lengths")
+        object.__setattr__(self, "lengths", self._lengths(precapture))
+
+    def _lengths(self, precapture: Any) -> tuple[int, ...]:
+        if precapture is None:
+            return fitting(parse_lengths(CASE4_FUSED.precapture), self.positions, self.max_graphs)
+        if not isinstance(precapture, Iterable):
+            raise UserError(f"precapture {precapture!r}: lengths")
+        lengths = set(precapture)
         for length in lengths:
             _require_whole("precapture", length, most=self.positions)
-        if (num_lengths := len(set(lengths))) > self.max_graphs:
-            raise UserError(f"precapture: {num_lengths} lengths, more than max_graphs, which is {self.max_graphs}")
-
-    @property
-    def captured_first(self) -> list[int]:
-        """The lengths to capture before serving, ascending."""
-        if self.precapture is None:
-            return fitting(parse_lengths(CASE4_FUSED.precapture), self.positions, self.max_graphs)
-        return sorted(set(self.precapture))
+        if self.graphs != "none" and len(lengths) > self.max_graphs:
+            raise UserError(f"precapture: {len(lengths)} lengths, more than max_graphs, which is {self.max_graphs}")
+        return tuple(sorted(lengths))
 
 
 def _require_whole(name: str, value: Any, most: int | None = None) -> None:
@@ -89,9 +89,9 @@ def _require_whole(name: str, value: Any, most: int | None = None) -> None:
         raise UserError(f"{name} {number}: there are {most} positions")
 
 
-def fitting(lengths: Sequence[int], positions: int, max_graphs: int) -> list[int]:
+def fitting(lengths: Iterable[int], positions: int, max_graphs: int) -> tuple[int, ...]:
     """Of ``lengths``, the least ones that the buffers and the pool have room for."""
-    return sorted(length for length in set(lengths) if length <= positions)[:max_graphs]
+    return tuple(sorted(length for length in set(lengths) if length <= positions)[:max_graphs])
 
 
 class HybridEngine(AbstractContextManager["HybridEngine"]):
@@ -292,10 +292,9 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             RULES[options.graphs], max_graphs=options.max_graphs, max_length=options.positions
         )
         self._pool = GraphPool(self._static, backend_for(self._device), cache, self._turn)
-        lengths = options.captured_first
         progress("compiling kernels", 0, 1)
-        self._static.prepare(lengths)
-        self._pool.precapture(lengths, progress)
+        self._static.prepare(options.lengths)
+        self._pool.precapture(options.lengths, progress)
         if options.async_capture:
             self._background = BackgroundCapture(self._pool, self._device)
             finalize(self, self._background.stop).atexit = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -127,7 +127,7 @@ def run_case5(argv: Sequence[str] | None = None) -> int:
 
     case = case_of(config)
     here = measures_here(case)
-    with _reason_recorded(config, case, here=here):
+    with stop_signals_raise(), _reason_recorded(config, case, here=here):
         if not here:
             return run_in_child(config, case)
         with closing(open_source(config, case)) as source:
@@ -175,7 +175,7 @@ def say_ahead(ahead: int) -> None:
 
 def refuse_to_wait(ahead: int) -> NoReturn:
     """Raise UserError: a request that waits for another client's would count that as its own latency."""
-    raise UserError(f"the generator answers another client, {ahead} of whose requests are ahead: measure it alone")
+    raise UserError(f"the generator answers others, whose requests are ahead ({ahead}): measure it alone")
 
 
 def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferClient]:
@@ -192,11 +192,15 @@ def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferCl
 def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterator[None]:
     """Where a case cannot run, its column in the tables says why. What needs no model to be told is told first.
 
-    ``here``: the case is measured in this process, which alone writes its files until the block ends.
+    ``here``: the case is measured in this process, which alone writes its files until the block ends; otherwise it
+    leaves that to its child.
     """
     files = ResultFiles(config.output_path, case.name)
-    with files.held() if here else nullcontext():
+    with ExitStack() as holding:
+        holding.enter_context(files.held())
         earlier = run_id_of(config.output_path, case.name)  # fails now rather than after the measurement
+        if not here:
+            holding.close()
         with _recording(config, case, files, earlier):
             yield
 

@@ -22,7 +22,7 @@ from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
 from hybridgraph.engine import EngineOptions, HybridEngine
 from hybridgraph.errors import UserError
 from hybridgraph.forward.kernels.reference import ReferenceKernels
-from hybridgraph.graphs.capture import CudaGraphs
+from hybridgraph.graphs.capture import CudaGraphs, EmulatedGraph
 from hybridgraph.graphs.pool import CAPTURING
 from hybridgraph.graphs.turn import Turn
 from hybridgraph.model import LoadedModel, load_model
@@ -468,23 +468,32 @@ def test_options_that_no_engine_can_have(loaded: LoadedModel, options: dict[str,
 
 def test_lengths_that_nobody_chose_are_those_that_fit(loaded: LoadedModel) -> None:
     options = EngineOptions(ops="native", positions=64, max_graphs=4)
-    assert options.captured_first == [10, 20, 30, 40]
+    assert options.lengths == (10, 20, 30, 40)
+    assert EngineOptions(precapture={16, 8}).lengths == EngineOptions(precapture=[16, 8, 8]).lengths == (8, 16)
     with open_engine(loaded, options) as engine:
         assert engine.stats()["captures"] == 4 + 1  # the decode step's
 
 
 @pytest.mark.parametrize("forward", ["hf", "fused"])
-def test_an_answer_that_overflows_does_not_spoil_the_next(forward: str) -> None:
+@pytest.mark.parametrize("uploads", [True, False])
+def test_an_answer_that_overflows_does_not_spoil_the_next(
+    forward: str, uploads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a capture behind it, which runs on the prompt that is still there where the driver cannot upload."""
+    monkeypatch.setattr(EmulatedGraph, "upload", lambda graph: uploads)
     module = load_model("tiny-llama", load_format="dummy", dtype="float16", device=torch.device("cpu"), seed=3)
     overflowing = 7
     with torch.no_grad():
         module.module.get_input_embeddings().weight[overflowing] = 65504.0
         module.module.model.layers[0].self_attn.o_proj.weight.mul_(1000)
-    with open_engine(module, EngineOptions(forward=forward, positions=128, async_capture=False)) as engine:
+    with open_engine(module, EngineOptions(forward=forward, positions=128)) as engine:
         good = list(engine.generate([1, 2, 3, 4], 6))
-        list(engine.generate([1] * 20 + [overflowing] + [1] * 20, 2))
-        assert not engine.shared_tensors()["logits"].isfinite().all(), "it did overflow"
-        assert list(engine.generate([1, 2, 3, 4], 6)) == good
+        for number in range(1, 4):
+            list(engine.generate([1] * 20 + [overflowing] + [1] * 20, 2))
+            assert not engine.shared_tensors()["logits"].isfinite().all(), "it did overflow"
+            wait_until(lambda: not engine.is_capturing)
+            assert list(engine.generate([1, 2, 3, 4], 6)) == good, number
+            wait_until(lambda: not engine.is_capturing)
 
 
 @pytest.mark.parametrize("forward", ["hf", "fused"])

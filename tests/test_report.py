@@ -354,7 +354,7 @@ def test_what_holds_against_some_rivals_only_is_no_verdict(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("samples", "rule"),
     [("5", "of 5 requests a length, the largest."), ("100", "of 100 requests a length, the second largest."),
-     ("1000", "of 1000 requests a length, the 11th largest.")],
+     ("1000", "of 1000 requests a length, number 11 from the top.")],
 )  # fmt: skip
 def test_what_a_p99_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], samples: str, rule: str) -> None:
     write(tmp_path, CASE1, {10: 20.0}, samples=samples)

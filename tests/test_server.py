@@ -203,7 +203,7 @@ def test_what_is_measured_waits_for_nobody(served: Path) -> None:
         assert measuring.stream(Request(prompt_ids=[5]), print).graph_path == "exact"
         other.send(generate(1, [SLOW], 6))
         assert isinstance(other.receive(), Token)
-        with pytest.raises(UserError, match=r"^the generator answers another client, 1 of whose requests are ahead"):
+        with pytest.raises(UserError, match=r"^the generator answers others, whose requests are ahead \(1\)"):
             measuring.stream(Request(prompt_ids=[5]), print)
         assert isinstance(receive_until(other, Done)[-1], Done)
     assert_serves(served)

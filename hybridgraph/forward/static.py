@@ -71,7 +71,7 @@ class StaticOperations:
             self._buffers.start.zero_()
 
     def forget_overflow(self) -> None:
-        """After an answer: where it overflowed, its NaN must not reach those that follow."""
+        """Where the logits are not finite, neither is the cache: its NaN must not reach later answers."""
         if self._forward.reads_masked and not self._buffers.logits.isfinite().all():
             self._cache.keys.zero_()
             self._cache.values.zero_()

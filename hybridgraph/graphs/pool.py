@@ -43,6 +43,10 @@ class Capturable(Protocol):
         """At the first id, on which whoever places the next prompt counts."""
         ...
 
+    def forget_overflow(self) -> None:
+        """Where the logits are not finite, clear what would spoil later ones."""
+        ...
+
     def rehearse_prefill(self, length: int) -> None:
         """The same work on buffers of its own, so that a request in flight never notices."""
         ...
@@ -244,6 +248,7 @@ class GraphPool:
             graph.replay()
             self.backend.synchronize()
             cost[name] = watch.lap_ms()
+        self._static.forget_overflow()  # of the prompt that is still there
 
     def _insert(self, length: int, recorded: _Recorded) -> list[CapturedGraph]:
         """Put a graph into the pool, with the turn held; returns those that have left it, for the caller to free."""

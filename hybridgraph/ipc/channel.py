@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import struct
@@ -79,10 +78,10 @@ class ClientChannel:
         self.bear_silence(silence_s)
 
     def bear_silence(self, silence_s: float) -> None:
-        """How long the peer may say nothing from now on; may be infinite."""
+        """How long the peer may say nothing from now on."""
         self.silence_s = silence_s
-        # The kernel's own timeouts, where zero is none: Python's would cost a second system call for each receive.
-        seconds, fraction = divmod(silence_s if math.isfinite(silence_s) else 0.0, 1)
+        # The kernel's own timeouts: Python's would cost a second system call for each receive.
+        seconds, fraction = divmod(silence_s, 1)
         timeout = struct.pack("ll", int(seconds), int(fraction * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)

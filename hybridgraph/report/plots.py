@@ -67,18 +67,14 @@ def _label_ends(axes: Any, lines: Sequence[tuple[pd.Series[float], str, Any]]) -
     """
     low, high = axes.get_ylim()
     last = float(max(line.index[-1] for line, _, _ in lines))
-    gap, at = (high - low) * 0.045, -float("inf")
+    gap, labels = (high - low) * 0.045, dict[float, float]()  # where the last one stands, at each end
     for line, label, color in sorted(lines, key=lambda line: float(line[0].iloc[-1])):
         end, value = float(line.index[-1]), float(line.iloc[-1])
-        if end < last:
-            place = (end, value + gap)
-        else:
-            at = max(value, at + gap)
-            place = (last * 1.02, at)
+        labels[end] = max(value if end == last else value + gap, labels.get(end, -gap) + gap)
         axes.annotate(
             f"{label}  {value:.1f}",
             (end, value),
-            xytext=place,
+            xytext=(end * 1.02 if end == last else end, labels[end]),
             textcoords="data",
             color=color,
             fontsize=8,

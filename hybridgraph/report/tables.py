@@ -59,8 +59,8 @@ class Table:
         rules = []
         if self.metric == P99 and self.fewest_samples:
             rank = self.fewest_samples - math.ceil(0.99 * self.fewest_samples) + 1
-            named = {1: "largest", 2: "second largest"}.get(rank, f"{rank}th largest")
-            rules.append(f"By nearest rank: of {self.fewest_samples} requests a length, the {named}.")
+            named = {1: "the largest", 2: "the second largest"}.get(rank, f"number {rank} from the top")
+            rules.append(f"By nearest rank: of {self.fewest_samples} requests a length, {named}.")
         if len(self.shared) < len(self.values):
             lengths = ", ".join(str(length) for length in self.shared.index) or "none"
             rules.append(f"{AVERAGE} is over the lengths that every measured case has: {lengths}.")
