@@ -44,6 +44,7 @@ def open_engine(config: Config, case: Case, progress: OnProgress = nobody) -> Hy
         graphs=case.graphs,
         precapture=_precapture(resolved, case),
         max_graphs=resolved.max_graphs,
+        max_graph_mib=resolved.max_graph_mib,
         async_capture=case.async_capture and resolved.async_capture,
         positions=resolved.positions,
     )

@@ -23,13 +23,13 @@ MAX_PAUSE_MS = 60_000
 DEFAULT_MAX_SEQ_LEN = 512
 # What a source is opened with; everything else is about the requests.
 OPENING = (
-    *("model", "load_format", "dtype", "device", "seed", "ops", "forward"),
-    *("max_graphs", "precapture", "async_capture", "max_seq_len"),
-)
+    "model", "load_format", "dtype", "device", "seed", "ops", "forward",
+    "max_graphs", "max_graph_mib", "precapture", "async_capture", "max_seq_len",
+)  # fmt: skip
 # The least and the most that a setting can be.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("ttft_iterations", "p99_iterations", "decode_tokens", "warmup", "seed"), (0, MAX_ITERATIONS)),
-    **dict.fromkeys(("max_graphs", "max_seq_len"), (1, MAX_ITERATIONS)),
+    **dict.fromkeys(("max_graphs", "max_graph_mib", "max_seq_len"), (1, MAX_ITERATIONS)),
     "pause_ms": (0, MAX_PAUSE_MS),
     "temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE),
 }
@@ -106,6 +106,9 @@ class Config:
         "hf", "Case 4's forward: Hugging Face's own, or the fused one over the same weights", choices=FORWARDS
     )
     max_graphs: int = _setting(50, "graphs the rolling pool holds", type=int, metavar="N")
+    max_graph_mib: int | None = _setting(
+        None, "MiB of device memory that the pool's graphs may take (default: no limit)", type=int, metavar="N"
+    )
     precapture: str | None = _setting(
         None, "lengths captured before serving: 1-50, 10-500:10 or 10,20,64 (default: the case's)", metavar="SPEC"
     )

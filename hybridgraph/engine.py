@@ -52,6 +52,7 @@ class EngineOptions:
     precapture: InitVar[Iterable[int] | None] = None  # None: of Case 4's, those that fit
     lengths: tuple[int, ...] = field(init=False)  # to capture before serving, ascending
     max_graphs: int = Config.max_graphs
+    max_graph_mib: float | None = Config.max_graph_mib
     async_capture: bool = True
     positions: int = DEFAULT_MAX_SEQ_LEN
 
@@ -207,8 +208,8 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         awake = not self.is_capturing  # else the capturing thread needs the GIL
         try:
             for step in range(request.max_new_tokens):
-                for ahead in range(launched, min(step + self._lookahead, request.max_new_tokens - 1) + 1):
-                    self._launch_decode(request, ahead)
+                while launched < min(step + 1 + self._lookahead, request.max_new_tokens):
+                    self._launch_decode(request, launched)
                     launched += 1
                 self._ready_at(step).wait(awake=awake)
                 yield self._buffers.token_at(step)
@@ -289,7 +290,10 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
 
     def _open_pool(self, options: EngineOptions, progress: OnProgress) -> None:
         cache: GraphCache[CapturedGraph] = GraphCache(
-            RULES[options.graphs], max_graphs=options.max_graphs, max_length=options.positions
+            RULES[options.graphs],
+            max_graphs=options.max_graphs,
+            max_length=options.positions,
+            max_mib=options.max_graph_mib,
         )
         self._pool = GraphPool(self._static, backend_for(self._device), cache, self._turn)
         progress("compiling kernels", 0, 1)

@@ -198,31 +198,34 @@ def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterat
     files = ResultFiles(config.output_path, case.name)
     with ExitStack() as holding:
         holding.enter_context(files.held())
-        earlier = run_id_of(config.output_path, case.name)  # fails now rather than after the measurement
+        earlier = run_id_of(files.directory, files.name)  # fails now rather than after the measurement
         if not here:
             holding.close()
-        with _recording(config, case, files, earlier):
+        try:
+            if config.prompt_file is not None:
+                from hybridgraph.sources.prompt_file import read_text
+
+                read_text(config.prompt_file)
             yield
+        except OutputLost:
+            raise  # the case ran, and its rows are on disk
+        except UserError as error:
+            with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
+                _record_reason(one_line(error), files, earlier, resumed=config.resume)
+            raise
 
 
-@contextmanager
-def _recording(config: Config, case: Case, files: ResultFiles, earlier: str) -> Iterator[None]:
-    try:
-        if config.prompt_file is not None:
-            from hybridgraph.sources.prompt_file import read_text
+def _record_reason(reason: str, files: ResultFiles, earlier: str, *, resumed: bool) -> None:
+    """Of a run that this attempt began or took up, why it has no more rows; else why there are none.
 
-            read_text(config.prompt_file)
-        yield
-    except OutputLost:
-        raise  # the case ran, and its rows are on disk
-    except UserError as error:
-        with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
-            latest = run_id_of(config.output_path, case.name)
-            resumed = config.resume and files.path("_samples.jsonl").exists()
-            if not (resumed and why_ended(config.output_path, case.name) is not None):
-                begun = latest if resumed or latest != earlier else ""
-                record_not_run(config.output_path, case.name, one_line(error), run_id=begun)
-        raise
+    ``earlier``: the run that was recorded before the attempt.
+    """
+    directory, name = files.directory, files.name
+    taken_up = resumed and files.path("_samples.jsonl").exists()
+    if taken_up and why_ended(directory, name) is not None:
+        return  # it came to no new row: how the run ended before still stands
+    latest = run_id_of(directory, name)
+    record_not_run(directory, name, reason, run_id=latest if taken_up or latest != earlier else "")
 
 
 @guarded(interrupted=INTERRUPTED)

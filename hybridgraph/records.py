@@ -171,3 +171,5 @@ DECODE_COLUMNS = (
     "prompt_length", "new_tokens", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms", "tokens_per_s", "gb_per_s", "floor_ms",
     *IDENTITY_COLUMNS, "samples", "first_itl_ms",
 )  # fmt: skip
+
+COLUMNS: dict[Phase, tuple[str, ...]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}

@@ -23,20 +23,18 @@ from hybridgraph.cases import CASES, PEERS
 from hybridgraph.errors import UserError
 from hybridgraph.files import write_atomically, writing
 from hybridgraph.records import (
-    DECODE_COLUMNS,
+    COLUMNS,
     GRAPH_PATHS,
-    P99_COLUMNS,
     PHASES,
-    TTFT_COLUMNS,
     Phase,
     RunIdentity,
     Sample,
     SourceInfo,
 )
 from hybridgraph.rows import Row, decode_row, known, p99_row, ttft_row
-from hybridgraph.run_record import ENVIRONMENT, read_environment, update_environment
+from hybridgraph.run_record import ENVIRONMENT, read_environment, record_case
 
-SUFFIXES = ("_ttft.csv", "_p99.csv", "_decode.csv", "_samples.jsonl")
+SUFFIXES = (*(f"_{phase}.csv" for phase in PHASES), "_samples.jsonl")
 
 
 def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
@@ -92,7 +90,7 @@ class ResultFiles:
         kept = _move_to_previous(self.directory, [self.path(suffix) for suffix in SUFFIXES])
         record = read_environment(self.directory / ENVIRONMENT)["cases"].get(self.name)
         if kept and record:
-            update_environment(kept, "cases", self.name, record)
+            record_case(kept, self.name, record)
         return kept
 
     def read_samples(self) -> tuple[RunIdentity, list[Sample]] | None:
@@ -146,18 +144,18 @@ class ResultWriter:
         self.write_summaries()
 
     def write_summaries(self) -> None:
-        for suffix, columns, rows in self.summaries():
-            if rows:
-                write_atomically(self._files.path(suffix), _as_csv(columns, rows))
+        for phase, rows in self.summaries().items():
+            write_atomically(self._files.path(f"_{phase}.csv"), _as_csv(COLUMNS[phase], rows))
 
-    def summaries(self) -> list[tuple[str, Sequence[str], list[Row]]]:
-        """(suffix, columns, rows) of each summary of the samples so far."""
+    def summaries(self) -> dict[Phase, list[Row]]:
+        """The rows of each phase that the samples so far are of."""
+        rows: dict[Phase, list[Row]] = {
+            "ttft": [ttft_row(samples, self.info) for samples in self._by_length("ttft")],
+            "p99": [p99_row(samples) for samples in self._by_length("p99")],
+            "decode": [decode_row(samples, self.info) for samples in self._by_length("decode")],
+        }
         identity = asdict(self.identity)
-        return [
-            ("_ttft.csv", TTFT_COLUMNS, [ttft_row(g, self.info) | identity for g in self._by_length("ttft")]),
-            ("_p99.csv", P99_COLUMNS, [p99_row(g) | identity for g in self._by_length("p99")]),
-            ("_decode.csv", DECODE_COLUMNS, [decode_row(g, self.info) | identity for g in self._by_length("decode")]),
-        ]
+        return {phase: [row | identity for row in found] for phase, found in rows.items() if found}
 
     def _by_length(self, phase: Phase) -> Iterator[list[Sample]]:
         """For each length measured in ``phase``: its samples; for TTFT, followed by those of the P99 phase."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,40 @@ from hybridgraph.files import write_atomically, writing
 ENVIRONMENT = "environment.json"
 
 
-def update_environment(directory: Path, section: str, name: str, entry: Any) -> None:
-    """Set the entry of the case ``name`` in a section of ``environment.json``, keeping the others.
-
-    ``section``: ``cases`` (what ran), ``not_run`` (why a case has no rows, or no more) or ``ended_early`` (the run_id
-    of the run that ended for that reason; empty where none had begun). A case that ran is in the first alone.
-    """
+@contextmanager
+def _edited(directory: Path) -> Iterator[dict[str, dict[str, Any]]]:
+    """The content of ``environment.json``, to be changed within the block by this process alone, and then written."""
     path = directory / ENVIRONMENT
     with writing(path):
         directory.mkdir(parents=True, exist_ok=True)
-    with writing(path), (directory / ".environment.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        content = read_environment(path)
-        content[section][name] = entry
-        if section == "cases":
-            for other in ("not_run", "ended_early"):
-                content[other].pop(name, None)
-        write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+        with (directory / ".environment.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = read_environment(path)
+            yield content
+            write_atomically(path, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def record_case(directory: Path, name: str, entry: dict[str, Any]) -> None:
+    """Set what ran of the case ``name``; why it had not run, or no further, is forgotten."""
+    with _edited(directory) as content:
+        content["cases"][name] = entry
+        content["not_run"].pop(name, None)
+        content["ended_early"].pop(name, None)
+
+
+def record_not_run(directory: Path, name: str, reason: str, *, run_id: str = "") -> None:
+    """Leave word of why the case ``name`` has no results, or why its run ``run_id`` has no more of them."""
+    with _edited(directory) as content:
+        content["not_run"][name] = reason
+        content["ended_early"][name] = run_id
 
 
 def read_environment(path: Path) -> dict[str, dict[str, Any]]:
-    """What ``update_environment`` has written; nothing where it has not. Raises UserError for another file."""
+    """``cases`` (what ran), ``not_run`` (why a case has no rows, or no more) and ``ended_early``, by the case's name.
+
+    ``ended_early`` is the run_id of the run that ended for the reason in ``not_run``; empty where none had begun.
+    Empty objects where there is no file; raises UserError for another one.
+    """
     content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}, "ended_early": {}}
     try:
         content |= json.loads(path.read_text(encoding="utf-8"))
@@ -70,9 +85,3 @@ def why_ended(directory: Path, name: str) -> str | None:
     if reason := content["not_run"].get(name):
         return str(reason)
     return "" if "stats" in content["cases"].get(name, {}) else None
-
-
-def record_not_run(directory: Path, name: str, reason: str, *, run_id: str = "") -> None:
-    """Leave word of why the case ``name`` has no results, or why its run ``run_id`` has no more of them."""
-    update_environment(directory, "ended_early", name, run_id)
-    update_environment(directory, "not_run", name, reason)

@@ -42,7 +42,7 @@ from hybridgraph.records import (
 )
 from hybridgraph.results import ResultFiles, ResultWriter
 from hybridgraph.roofline import Rates
-from hybridgraph.run_record import known_of_run, update_environment
+from hybridgraph.run_record import known_of_run, record_case
 
 DECODE_REQUESTS = 6  # the first of them, in which a case sees its first such answer, apart
 # What may differ where a run goes on: names of the run and of places, and what is printed.
@@ -64,7 +64,7 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
         loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
         measure_missing(loop, source, config, case, writer)
     elif known := known_of_run(config.output_path, case.name, writer.identity.run_id):
-        update_environment(config.output_path, "cases", case.name, known)  # no attempt that failed is the last one
+        record_case(config.output_path, case.name, known)  # no attempt that failed is the last one
     writer.write_summaries()
     return writer
 
@@ -79,14 +79,14 @@ def measure_missing(loop: MeasuringLoop, source: TokenSource, config: Config, ca
     directory, name = config.output_path, case.name
     known = known_of_run(directory, name, writer.identity.run_id)
     spent = known.get("gpu_spent", {})
-    environment = {
+    entry = {
         "identity": asdict(writer.identity),
         "configuration": config.as_json(),
         "source": asdict(writer.info),
         "served_before": known.get("served_before", loop.served_before),
         "gpu_spent": spent,
     }
-    update_environment(directory, "cases", name, environment)
+    record_case(directory, name, entry)
     with _collector_frozen(), progress_bars() as advance, _meter(source.info) as meter:
         loop.warm_up(sorted(set(config.prompt_lengths)), config.warmup)
         loop.warm_up_again(writer.samples)
@@ -98,9 +98,9 @@ def measure_missing(loop: MeasuringLoop, source: TokenSource, config: Config, ca
                 row = loop.row(phase, length, count)
                 spent.setdefault(phase, {})[str(length)] = meter()
                 writer.add(row)
-                update_environment(directory, "cases", name, environment)
+                record_case(directory, name, entry)
             advance(f"{case.title}: {phase}", len(lengths), len(lengths))
-    update_environment(directory, "cases", name, environment | {"stats": source.stats()})
+    record_case(directory, name, entry | {"stats": source.stats()})
 
 
 def phases(config: Config) -> list[tuple[Phase, int]]:
@@ -203,21 +203,23 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
     if config.resume and (found := files.read_samples()) is not None:
         old, samples = found
         known = known_of_run(files.directory, files.name, old.run_id)
-        for before, now in (
-            (asdict(old), asdict(identity)),
-            (known.get("configuration", {}), config.as_json()),
-            (_machine(known.get("source", {}).get("environment", {})), _machine(info.environment)),
-        ):
-            for name, value in now.items():
-                if name not in RESUMABLE and before.get(name, value) != value:
-                    had = f"the run in {config.output_dir} had {name} {before[name]}"
-                    raise UserError(f"--resume: {had}, this one has {value}")
+        machine = _machine(known.get("source", {}).get("environment", {}))
+        _require_same(config.output_dir, asdict(old), asdict(identity))
+        _require_same(config.output_dir, known.get("configuration", {}), config.as_json())
+        _require_same(config.output_dir, machine, _machine(info.environment))
         info = replace(info, rates=_recorded_rates(known) or info.rates)  # so that every row of the run has one floor
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
     kept = files.set_aside()
     if kept is not None:
         say(f"earlier results of {files.name} are kept in {kept}")
     return ResultWriter(files, identity, info, ())
+
+
+def _require_same(directory: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UserError for what may not differ between a run and its continuation; what was not recorded may."""
+    for name, value in now.items():
+        if name not in RESUMABLE and before.get(name, value) != value:
+            raise UserError(f"--resume: the run in {directory} had {name} {before[name]}, this one has {value}")
 
 
 def _machine(environment: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.ipc.address import Listener
 from hybridgraph.ipc.channel import IDLE_SPIN_S, SPIN_S
-from hybridgraph.ipc.connections import HELLO_TIMEOUT_S, Connection, Hub
+from hybridgraph.ipc.connections import HELLO_TIMEOUT_S, Connection, Connections
 from hybridgraph.ipc.messages import (
     Cancel,
     Done,
@@ -106,7 +106,7 @@ class Server:
         self._log = log
         self._patience = patience
         self._started_s = time.perf_counter()
-        self._hub = Hub(
+        self._connections = Connections(
             listener,
             on_hello=self._greet,
             on_message=self._receive,
@@ -114,9 +114,9 @@ class Server:
             log=log,
             hello_timeout_s=patience.hello_s,
         )
-        self._hub.watch(stop.wake, lambda: stop.wake.recv(64))
+        self._connections.watch(stop.wake, lambda: stop.wake.recv(64))
         self._engine: Engine | None = None
-        self._line = Line(lambda job, ahead: self._hub.send(job.connection, job.queued(ahead)))
+        self._line = Line(lambda job, ahead: self._connections.send(job.connection, job.queued(ahead)))
         self._lease: Lease | None = None
         self._answered_s = -math.inf  # when a client was last given what it asked for
         self._state: Progress | Ready | Failed = Progress(stage="starting", done=0, total=0)
@@ -125,8 +125,8 @@ class Server:
     def show_progress(self, stage: str, done: int, total: int) -> None:
         """Tell every client how far the engine's start is, and let new ones in."""
         self._state = Progress(stage=stage, done=done, total=total)
-        self._hub.broadcast(self._state)
-        self._hub.poll(0.0)
+        self._connections.broadcast(self._state)
+        self._connections.poll(0.0)
         if self._stop.received is not None:
             raise Stopped
 
@@ -137,7 +137,7 @@ class Server:
         gc.collect()
         gc.freeze()
         self._state = Ready(info=engine.info, startup_s=time.perf_counter() - self._started_s)
-        self._hub.broadcast(self._state)
+        self._connections.broadcast(self._state)
         on_ready()
         while self._stop.received is None:
             if (job := self._line.next()) is not None:
@@ -152,12 +152,12 @@ class Server:
         for job in self._line.clear():
             self._fail(job, kind, error)
         self._state = Failed(request_id=None, kind=kind, error=error)
-        self._hub.broadcast(self._state)
+        self._connections.broadcast(self._state)
         for _ in range(2):  # accepts all pending connections, then reads their Hello and tells them too
-            self._hub.poll(0.0)
+            self._connections.poll(0.0)
 
     def close(self) -> None:
-        self._hub.close()
+        self._connections.close()
 
     def _wait(self, engine: Engine) -> None:
         """For something to happen: at first without sleeping, but not for long while a capture needs the GIL."""
@@ -167,7 +167,7 @@ class Server:
     def _poll(self, timeout_s: float | None) -> None:
         """See to the sockets. Who waits in line hears of it from time to time: silence would mean that we are gone."""
         waits_s = self._patience.remind_s if timeout_s is None and len(self._line) else timeout_s
-        self._hub.poll(waits_s)
+        self._connections.poll(waits_s)
         self._line.remind(self._patience.remind_s)
 
     def _serve(self, engine: Engine, job: Job) -> None:
@@ -203,7 +203,7 @@ class Server:
         first_token_ms, count = None, 0
         with closing(engine.answer(request)) as ids:
             for index, token_id in enumerate(ids):
-                self._hub.send(job.connection, Token(request_id=job.request_id, index=index, id=token_id))
+                self._connections.send(job.connection, Token(request_id=job.request_id, index=index, id=token_id))
                 if index == 0:
                     first_token_ms = (time.perf_counter() - held_s) * 1e3
                 count = index + 1
@@ -216,7 +216,7 @@ class Server:
             queue_ms=(held_s - job.arrived_s) * 1e3,
             first_token_ms=first_token_ms,
         )
-        self._hub.send(job.connection, done)
+        self._connections.send(job.connection, done)
 
     def _look_around(self, job: Job) -> None:
         """See to the sockets without waiting; raises _Interrupted where the answer must not go on."""
@@ -232,7 +232,7 @@ class Server:
             raise UserError("this generator's engine has no buffers to share")
         with Lease(engine) as lease:
             reply = Shared(request_id=job.request_id, buffers=lease.handles)
-            self._hub.send_with_descriptors(job.connection, reply, lease.descriptors)
+            self._connections.send_with_descriptors(job.connection, reply, lease.descriptors)
             self._lease = lease
             try:
                 while job.connection.open and not job.cancelled and self._stop.received is None:
@@ -242,7 +242,7 @@ class Server:
 
     def _greet(self, connection: Connection) -> None:
         self._counts["clients"] += 1
-        self._hub.send(connection, self._state)
+        self._connections.send(connection, self._state)
 
     def _receive(self, connection: Connection, message: ToServer) -> None:
         if isinstance(message, Generate):
@@ -254,9 +254,9 @@ class Server:
         elif isinstance(message, Cancel):
             self._cancel(connection, message.request_id)
         elif isinstance(message, GetStats):
-            self._hub.send(connection, Stats(values=self._stats()))
+            self._connections.send(connection, Stats(values=self._stats()))
         else:
-            self._hub.drop(connection, "protocol", "a second Hello")
+            self._connections.drop(connection, "protocol", "a second Hello")
 
     def _enqueue(self, connection: Connection, request_id: int, request: Request | None) -> None:
         job = Job(connection=connection, request_id=request_id, request=request, arrived_s=time.perf_counter())
@@ -283,14 +283,14 @@ class Server:
         lease, holder = self._lease, self._line.holder
         if lease is None or holder is None or holder.connection is not connection:
             error = "this client does not hold the shared buffers"
-            self._hub.send(connection, Failed(request_id=message.request_id, kind="request", error=error))
+            self._connections.send(connection, Failed(request_id=message.request_id, kind="request", error=error))
         elif (reply := lease.replay(message, self._log)) is not None:
-            self._hub.send(connection, reply)
+            self._connections.send(connection, reply)
         self._answered_s = time.perf_counter()
 
     def _fail(self, job: Job, kind: FailureKind, error: str) -> None:
         self._counts["cancelled" if kind == "cancelled" else "failed"] += 1
-        self._hub.send(job.connection, Failed(request_id=job.request_id, kind=kind, error=error))
+        self._connections.send(job.connection, Failed(request_id=job.request_id, kind=kind, error=error))
 
     def _stats(self) -> dict[str, Any]:
         engine = self._engine.stats() if self._engine else {}

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridgraph.cases import Case
-from hybridgraph.records import DECODE_COLUMNS, GRAPH_PATHS, paths_taken
+from hybridgraph.records import COLUMNS, DECODE_COLUMNS, GRAPH_PATHS, Phase, paths_taken
 from hybridgraph.results import ResultWriter
 from hybridgraph.rows import Row
 
 # What a terminal is wide enough for, followed by the graph paths.
-SHOWN = {
-    "_ttft.csv": ("prompt_length", "mean_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio"),
-    "_p99.csv": ("prompt_length", "samples", "mean_ms", "p50_ms", "p99_ms", "max_ms"),
-    "_decode.csv": DECODE_COLUMNS[:8],
+SHOWN: dict[Phase, Sequence[str]] = {
+    "ttft": ("prompt_length", "mean_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio"),
+    "p99": ("prompt_length", "samples", "mean_ms", "p50_ms", "p99_ms", "max_ms"),
+    "decode": DECODE_COLUMNS[:8],
 }
 
 
@@ -26,10 +26,9 @@ def print_summary(case: Case, results: ResultWriter, stats: dict[str, Any], *, a
     if identity.graph_backend == "emulated":
         print("graphs are EMULATED on this machine: these are not CUDA Graph results")
     document: dict[str, Any] = {"case": case.name, "stats": stats}
-    for suffix, columns, rows in results.summaries():
-        if rows:
-            print(_as_text(SHOWN[suffix], rows))
-            document[suffix.removeprefix("_").removesuffix(".csv")] = [{c: row[c] for c in columns} for row in rows]
+    for phase, rows in results.summaries().items():
+        print(_as_text(SHOWN[phase], rows))
+        document[phase] = [{column: row[column] for column in COLUMNS[phase]} for row in rows]
     if as_json:
         print(json.dumps(document))
 

@@ -148,7 +148,7 @@ def test_a_static_cache_answers_as_generate_does(random_ids: Any, device: str, e
 
     config = Config(model="tiny-llama", device=device, dtype="float32", engine=engine)
     case = peers.case_of(config)
-    assert peers.supervised(config, case) is None
+    assert peers.measures_here(case)
     with closing(peers.open_source(config, case)) as static, closing(open_source(config, CASE1)) as dynamic:
         for length, temperature in itertools.product((3, 17), (0.0, 0.7)):
             ids = random_ids(length, static.info.vocab_size)

@@ -106,11 +106,20 @@ def test_least_recently_used_leaves_first() -> None:
 
 
 def test_byte_budget_evicts_until_it_fits() -> None:
-    cache: GraphCache[str] = GraphCache(ExactRule(), max_graphs=50, max_length=512, max_bytes=100)
+    cache: GraphCache[str] = GraphCache(ExactRule(), max_graphs=50, max_length=512, max_mib=100)
     for length in (1, 2, 3):
-        cache.insert(length, str(length), num_bytes=40)
+        cache.insert(length, str(length), mib=40)
     assert cache.lengths == [2, 3]
-    assert cache.insert(4, "4", num_bytes=500) == ["2", "3"], "the newest stays even alone over budget"
+    assert cache.insert(4, "4", mib=500) == ["2", "3"], "the newest stays even alone over budget"
+
+
+@pytest.mark.parametrize(("max_mib", "wanted"), [(None, 95), (125, 95), (115, None)])
+def test_nothing_is_captured_that_would_cost_the_pool_a_graph_it_needs(max_mib: float | None, wanted: int) -> None:
+    cache: GraphCache[str] = GraphCache(PaddedRule(), max_graphs=50, max_length=512, max_mib=max_mib)
+    for length in (100, 200, 300):
+        cache.insert(length, str(length), mib=30)
+    cache.served(95, 100, "padded")
+    assert cache.next_wanted() == wanted
 
 
 def test_exact_graphs_never_cost_another_length_its_only_graph() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hybridgraph.errors import UserError
 from hybridgraph.ipc.address import MAX_PATH_BYTES, fresh_socket_path, listen, peer_uid
 from hybridgraph.ipc.channel import FrameReader
-from hybridgraph.ipc.connections import Hub
+from hybridgraph.ipc.connections import Connections
 from hybridgraph.ipc.messages import (
     HELLO,
     LENGTH_PREFIX,
@@ -214,7 +214,7 @@ def test_another_users_client_is_refused() -> None:
         raise AssertionError("a refused client was heard")
 
     with listen() as listener, socket.socket(socket.AF_UNIX) as client:
-        hub = Hub(
+        hub = Connections(
             listener,
             on_hello=unexpected,
             on_message=unexpected,

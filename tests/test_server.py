@@ -619,7 +619,7 @@ def test_a_generator_polls_while_another_message_may_be_expected(
     waits: list[float | None] = []
     with listen(tmp_path / "socket") as listener, StopSignals() as stop:
         server = Server(listener, stop, print, Patience())
-        monkeypatch.setattr(server._hub, "poll", waits.append)
+        monkeypatch.setattr(server._connections, "poll", waits.append)
         for answered_s_ago, capturing in ((math.inf, False), (10.0, False), (10.0, True), (0.1, True), (200.0, False)):
             server._answered_s = time.perf_counter() - answered_s_ago
             engine.is_capturing = capturing

@@ -31,12 +31,13 @@ def open_static_operations(
         from hybridgraph.forward.fused import FusedForward
 
         static = StaticOperations(FusedForward(module), buffers)
-        static.require_same_answer(EagerHFForward(module), "use --forward hf")
+        static.require_same_answer(StaticOperations(EagerHFForward(module), buffers), "use --forward hf")
         return static
+    plain = StaticOperations(EagerHFForward(module), buffers)
     if not capturable:
-        return StaticOperations(EagerHFForward(module), buffers)
+        return plain
     static = StaticOperations(StaticHFForward(module, buffers.positions), buffers)
-    static.require_same_answer(EagerHFForward(module), "Cases 1 and 3 measure this model")
+    static.require_same_answer(plain, "Cases 1 and 3 measure this model")
     return static
 
 
@@ -55,8 +56,7 @@ class StaticOperations:
 
     def run_prefill(self, length: int) -> None:
         buffers = self._buffers
-        if buffers.prefill_fetches_input:
-            buffers.fetch()
+        buffers.fetch()
         self._forward.prefill(buffers.ids, length, buffers.start, buffers.last, self._cache, buffers.logits)
 
     def run_decode(self) -> None:
@@ -67,8 +67,7 @@ class StaticOperations:
         self._buffers.point_at(start, last)
 
     def point_back(self) -> None:
-        if not self._buffers.prefill_fetches_input:  # who packs the next prompt says so anyway
-            self._buffers.start.zero_()
+        self._buffers.point_back()
 
     def forget_overflow(self) -> None:
         """Where the logits are not finite, neither is the cache: its NaN must not reach later answers."""
@@ -76,7 +75,7 @@ class StaticOperations:
             self._cache.keys.zero_()
             self._cache.values.zero_()
 
-    def require_same_answer(self, plain: Forward, advice: str) -> None:
+    def require_same_answer(self, plain: StaticOperations, advice: str) -> None:
         """Raise UserError, with ``advice``, where a padded prompt and one token more get other logits than ``plain``'s.
 
         Modules differ in what their attention makes of a finished mask and of a cache that is larger than the answer.
@@ -91,24 +90,24 @@ class StaticOperations:
         buffers.token.copy_(ids[PROBE_LENGTH : PROBE_LENGTH + 1])
         buffers.position.fill_(PROBE_LENGTH)
         try:
-            self.run_prefill(PROBE_PADDED)
-            found = [buffers.logits.clone()]
-            self.run_decode()
-            found.append(buffers.logits.clone())
+            answer = self._probe(PROBE_PADDED)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"the model does not run over static buffers ({one_line(error)}): {advice}") from None
-        eps = max(EPS_APART, EPS_APART_A_LAYER * math.sqrt(self._cache.keys.shape[0])) * torch.finfo(found[0].dtype).eps
-        cache = plain.allocate_cache(PROBE_LENGTH + 1)
-        for step, logits in enumerate(found):
-            if step == 0:
-                plain.prefill(buffers.ids, PROBE_LENGTH, buffers.start, buffers.last, cache, buffers.logits)
-            else:
-                plain.decode(buffers.token, buffers.position, cache, buffers.logits)
-            difference = _difference(logits, buffers.logits)
-            if not difference <= max(1e-3, eps):  # nor may it be no number
+        eps = torch.finfo(buffers.logits.dtype).eps
+        most = max(1e-3, eps * max(EPS_APART, EPS_APART_A_LAYER * math.sqrt(self._cache.keys.shape[0])))
+        for found, expected in zip(answer, plain._probe(PROBE_LENGTH), strict=True):
+            difference = _difference(found, expected)
+            if not difference <= most:  # nor may it be no number
                 raise UserError(f"over static buffers the model's logits differ by {difference:.1%}: {advice}")
+
+    def _probe(self, length: int) -> tuple[Tensor, Tensor]:
+        """Logits of a prefill and of a decode step on what lies in the buffers."""
+        self.run_prefill(length)
+        first = self._buffers.logits.clone()
+        self.run_decode()
+        return first, self._buffers.logits.clone()
 
     def rehearse_prefill(self, length: int) -> None:
         """Prefill on ids, cache and logits of its own: background warm-up must not touch a live request's."""

@@ -13,18 +13,18 @@ import torch
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CaptureCost:
     """What one graph cost, in milliseconds of wall time and MiB of device memory."""
 
-    warmup_ms: float  # the forward run eagerly once, for the first time at its length
-    eager_ms: float | None  # and once more: what a request without a graph would take; of graphs made before serving
-    capture_ms: float  # recording and instantiating
-    first_replay_ms: float | None  # pays for the upload; None of a background graph, which is uploaded without running
-    replay_ms: float | None  # the second one
-    pool_mib: float  # by which the allocator's pools grew
-    driver_mib: float  # by which all of the device's used memory grew: the executable graph, and the above
-    num_nodes: int | None  # operations in the graph, where the driver tells
+    warmup_ms: float = 0.0  # the forward run eagerly once, for the first time at its length
+    eager_ms: float | None = None  # once more, before serving only: a request without a graph
+    capture_ms: float = 0.0  # recording and instantiating
+    first_replay_ms: float | None = None  # pays for the upload; None of a background graph, uploaded without running
+    replay_ms: float | None = None  # the second one
+    pool_mib: float = 0.0  # by which the allocator's pools grew
+    driver_mib: float = 0.0  # by which all of the device's used memory grew: the executable graph, and the above
+    num_nodes: int | None = None  # operations in the graph, where the driver tells
 
 
 class CapturedGraph(Protocol):

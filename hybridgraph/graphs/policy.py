@@ -137,7 +137,7 @@ COUNTED = (*GRAPH_PATHS, "background", "evicted", "failed")
 
 
 class GraphCache(Generic[Graph]):
-    """The rolling pool under a budget in graphs and one in bytes.
+    """The rolling pool under a budget in graphs and one in MiB.
 
     The least recently used graph leaves first, among those that the rule can do without: an exact graph made in the
     background must not cost another length the only graph it could be padded to, nor a prediction what is in use.
@@ -145,14 +145,14 @@ class GraphCache(Generic[Graph]):
     Not thread-safe by itself: the pool's turn guards it, because freeing a graph must wait for its replay anyway.
     """
 
-    def __init__(self, rule: Rule, *, max_graphs: int, max_length: int, max_bytes: int | None = None) -> None:
+    def __init__(self, rule: Rule, *, max_graphs: int, max_length: int, max_mib: float | None = None) -> None:
         self.rule = rule
         self.counters = Counter(dict.fromkeys(COUNTED, 0))
         self._max_graphs = max_graphs
         self._max_length = max_length
-        self._max_bytes = max_bytes
+        self._max_mib = max_mib
         self._graphs: OrderedDict[int, Graph] = OrderedDict()
-        self._bytes: dict[int, int] = {}
+        self._mib: dict[int, float] = {}
         self._wanted: OrderedDict[int, None] = OrderedDict()
         self._served: set[int] = set()  # graphs that have served a request since they came
         self._given_up: set[int] = set()
@@ -198,11 +198,11 @@ class GraphCache(Generic[Graph]):
         self._given_up.add(length)
         self._wanted.pop(length, None)
 
-    def insert(self, length: int, graph: Graph, num_bytes: int = 0) -> list[Graph]:
+    def insert(self, length: int, graph: Graph, mib: float = 0.0) -> list[Graph]:
         """Add a graph as the most recently used one; returns those that had to leave, for the caller to free."""
         replaced = [self._graphs.pop(length)] if length in self._graphs else []
         self._graphs[length] = graph
-        self._bytes[length] = num_bytes
+        self._mib[length] = mib
         self._wanted.pop(length, None)
         evicted = []
         while len(self._graphs) > 1 and self._over_budget():
@@ -215,7 +215,7 @@ class GraphCache(Generic[Graph]):
             return None
         length = self._first_to_leave() or next(iter(self._graphs))
         graph = self._graphs.pop(length)
-        self._bytes.pop(length, None)
+        self._mib.pop(length, None)
         self._served.discard(length)
         self.counters["evicted"] += 1
         return graph
@@ -227,7 +227,7 @@ class GraphCache(Generic[Graph]):
 
     def next_wanted(self) -> int | None:
         """The length to capture next, taken off the list; None where nothing is worth its place in the pool."""
-        if len(self._graphs) >= self._max_graphs and self._first_to_leave() is None:
+        if self._is_full() and self._first_to_leave() is None:
             self._wanted.clear()  # what is wished for again may find another pool
             return None
         while self._wanted:
@@ -243,11 +243,17 @@ class GraphCache(Generic[Graph]):
         """Take every graph out, uncounted: the pool is closing."""
         graphs = list(self._graphs.values())
         self._graphs.clear()
-        self._bytes.clear()
+        self._mib.clear()
         self._wanted.clear()
         return graphs
+
+    def _is_full(self) -> bool:
+        """Whether one more, of the mean size of those that are here, would be over budget."""
+        total, num = sum(self._mib.values()), len(self._graphs)
+        mean = total / num if num else 0.0
+        return num >= self._max_graphs or (self._max_mib is not None and total + mean > self._max_mib)
 
     def _over_budget(self) -> bool:
         if len(self._graphs) > self._max_graphs:
             return True
-        return self._max_bytes is not None and sum(self._bytes.values()) > self._max_bytes
+        return self._max_mib is not None and sum(self._mib.values()) > self._max_mib

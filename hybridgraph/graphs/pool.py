@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hybridgraph.graphs.capture import MIB, CaptureCost, CapturedGraph, GraphBackend
+from hybridgraph.graphs.capture import CaptureCost, CapturedGraph, GraphBackend
 from hybridgraph.graphs.policy import Chunk, GraphCache
 from hybridgraph.graphs.turn import Turn
 from hybridgraph.progress import OnProgress, say
@@ -72,7 +72,7 @@ class _Recorded:
     """A graph that is not in the pool yet, and what it cost so far."""
 
     graph: CapturedGraph
-    cost: dict[str, Any]
+    cost: CaptureCost
     uploaded: bool
 
 
@@ -207,7 +207,7 @@ class GraphPool:
         for old in self._insert(length, recorded):
             old.free()
 
-    def _record(self, length: int, *, rehearse: bool, time_eager: bool = False) -> tuple[CapturedGraph, dict[str, Any]]:
+    def _record(self, length: int, *, rehearse: bool, time_eager: bool = False) -> tuple[CapturedGraph, CaptureCost]:
         """Warm up and capture; nothing that a request could notice, if it rehearses."""
         warm_up = self._static.rehearse_prefill if rehearse else self._static.run_prefill
         return self._timed_capture(lambda: warm_up(length), lambda: self._static.run_prefill(length), time_eager)
@@ -221,44 +221,45 @@ class GraphPool:
 
     def _timed_capture(
         self, warm_up: Callable[[], None], run: Callable[[], None], time_eager: bool
-    ) -> tuple[CapturedGraph, dict[str, Any]]:
-        cost: dict[str, Any] = {"eager_ms": None, "first_replay_ms": None, "replay_ms": None}
+    ) -> tuple[CapturedGraph, CaptureCost]:
+        cost, watch = CaptureCost(), Stopwatch()
 
         def timed_warm_up() -> None:
-            for name in ("warmup_ms", "eager_ms") if time_eager else ("warmup_ms",):
-                watch.lap_ms()
-                warm_up()
-                self.backend.synchronize()
-                cost[name] = watch.lap_ms()
+            cost.warmup_ms = self._timed_ms(warm_up)
+            if time_eager:
+                cost.eager_ms = self._timed_ms(warm_up)
+            watch.lap_ms()  # what follows is the capture
 
-        watch = Stopwatch()
         pool_before, driver_before = self.backend.memory_mib()
         graph = self.backend.capture(timed_warm_up, run)
-        cost["capture_ms"] = watch.lap_ms()
+        cost.capture_ms = watch.lap_ms()
         pool_after, driver_after = self.backend.memory_mib()
-        cost["pool_mib"], cost["driver_mib"] = pool_after - pool_before, driver_after - driver_before
-        cost["num_nodes"] = graph.num_nodes
+        cost.pool_mib, cost.driver_mib = pool_after - pool_before, driver_after - driver_before
+        cost.num_nodes = graph.num_nodes
         return graph, cost
 
-    def _first_replays(self, graph: CapturedGraph, cost: dict[str, Any]) -> None:
+    def _first_replays(self, graph: CapturedGraph, cost: CaptureCost) -> None:
         """Pay for the upload, and time a replay: with the turn held, because they run on the live buffers."""
         self._point_at_start()
-        watch = Stopwatch()
-        for name in ("first_replay_ms", "replay_ms"):
-            graph.replay()
-            self.backend.synchronize()
-            cost[name] = watch.lap_ms()
+        cost.first_replay_ms = self._timed_ms(graph.replay)
+        cost.replay_ms = self._timed_ms(graph.replay)
         self._static.forget_overflow()  # of the prompt that is still there
+
+    def _timed_ms(self, run: Callable[[], None]) -> float:
+        watch = Stopwatch()
+        run()
+        self.backend.synchronize()
+        return watch.lap_ms()
 
     def _insert(self, length: int, recorded: _Recorded) -> list[CapturedGraph]:
         """Put a graph into the pool, with the turn held; returns those that have left it, for the caller to free."""
         if not recorded.uploaded:
             self._first_replays(recorded.graph, recorded.cost)
         self._note(length, recorded.cost)
-        return self.cache.insert(length, recorded.graph, int(max(0.0, recorded.cost["driver_mib"]) * MIB))
+        return self.cache.insert(length, recorded.graph, recorded.cost.driver_mib)
 
-    def _note(self, length: int, cost: dict[str, Any]) -> None:
-        self.costs[length] = CaptureCost(**cost)
+    def _note(self, length: int, cost: CaptureCost) -> None:
+        self.costs[length] = cost
         self.num_captures += 1
 
 

@@ -46,7 +46,7 @@ class Connection:
         return self.hello_deadline is None
 
 
-class Hub:
+class Connections:
     """Accepts, reads, writes and drops clients; hands every message to ``on_message``.
 
     ``on_hello`` is called when a client has introduced itself, ``on_close`` when a greeted one is gone,

@@ -21,7 +21,7 @@ from hybridgraph.report.load import Results, differences, read_table
 from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 DIRECTORY = "ablation"
-SETTINGS = ("ops", "max_graphs", "precapture", "async_capture", "share_buffers")
+SETTINGS = ("ops", "max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers")
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ import pandas as pd
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.config import Config, as_flag
 from hybridgraph.errors import UserError
-from hybridgraph.records import DECODE_COLUMNS, IDENTITY_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, RunIdentity
+from hybridgraph.records import COLUMNS, IDENTITY_COLUMNS, PHASES, TTFT_COLUMNS, RunIdentity
 from hybridgraph.run_record import ENVIRONMENT, read_environment
 
-KINDS: dict[str, Sequence[str]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
 # Settings that decide a result and are in no column of its row.
-UNTOLD = ("seed", "max_graphs", "precapture", "async_capture", "share_buffers", "decode_tokens", "prompt_file")
+UNTOLD = (
+    "seed", "max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers", "decode_tokens",
+    "prompt_file",
+)  # fmt: skip
 LARGEST = 1e15  # beyond anything that was measured or counted
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
@@ -68,7 +70,7 @@ class Results:
         return found
 
     def why_missing(self, case: Case) -> str:
-        if any(sentence.startswith(tuple(f"{case.name}_{kind}.csv" for kind in KINDS)) for sentence in self.left_out):
+        if any(sentence.startswith(tuple(f"{case.name}_{kind}.csv" for kind in PHASES)) for sentence in self.left_out):
             return "left out, as told below"
         reasons: dict[str, str] = self.environment.get("not_run", {})
         return reasons.get(case.name, f"not run ({case.script})")
@@ -78,7 +80,7 @@ def load_results(directory: Path) -> Results:
     """Read every result file of ``directory``; raises UserError with file, line and column of the first bad cell."""
     found = {
         (kind, case.name): read_table(path, columns)
-        for kind, columns in KINDS.items()
+        for kind, columns in COLUMNS.items()
         for case in (*CASES, *PEERS)
         if _exists(path := directory / f"{case.name}_{kind}.csv")
     }
@@ -87,7 +89,7 @@ def load_results(directory: Path) -> Results:
     environment = read_environment(directory / ENVIRONMENT)
     newest = max(found.values(), key=lambda table: str(table["started"].max()))
     identity = {str(column): str(value) for column, value in newest.iloc[-1].items() if column in IDENTITY_COLUMNS}
-    tables: dict[str, dict[str, pd.DataFrame]] = {kind: {} for kind in KINDS}
+    tables: dict[str, dict[str, pd.DataFrame]] = {kind: {} for kind in PHASES}
     left_out = []
     for (kind, name), table in found.items():
         if other := differences(table, identity, RunIdentity.COMPARABLE):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, VLLM, Case, variant
@@ -49,20 +48,17 @@ def open_source(config: Config, case: Case) -> TokenSource:
         from hybridgraph.sources.hf_static import open_hf_static
 
         return open_hf_static(config, case)
-    return SupervisedSource(_opener(config, case))
+    return SupervisedSource(lambda: _open_foreign(config, case))
 
 
-def _opener(config: Config, case: Case) -> Callable[[], TokenSource]:
-    def open_engine() -> TokenSource:
-        if case == VLLM:
-            from hybridgraph.sources.vllm import open_vllm
+def _open_foreign(config: Config, case: Case) -> TokenSource:
+    if case == VLLM:
+        from hybridgraph.sources.vllm import open_vllm
 
-            return open_vllm(config, case)
-        from hybridgraph.sources.tensorrt_llm import open_tensorrt_llm
+        return open_vllm(config, case)
+    from hybridgraph.sources.tensorrt_llm import open_tensorrt_llm
 
-        return open_tensorrt_llm(config, case)
-
-    return open_engine
+    return open_tensorrt_llm(config, case)
 
 
 def _tensorrt_python() -> str:

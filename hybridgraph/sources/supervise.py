@@ -24,10 +24,9 @@ from hybridgraph.errors import UserError
 from hybridgraph.records import Report, Request, SourceInfo, TokenSource
 from hybridgraph.signals import end_with_parent, how_killed, stop_signals_raise
 
-HEARTBEAT_FD = "HYBRIDGRAPH_HEARTBEAT_FD"  # set in the measuring child only
-SCRATCH = (
-    "HYBRIDGRAPH_SCRATCH"  # there, too: a directory for files that outlive a child which is killed, not its parent
-)
+# Both set in the measuring child only. SCRATCH: a directory that the parent removes, even where the child was killed.
+HEARTBEAT_FD = "HYBRIDGRAPH_HEARTBEAT_FD"
+SCRATCH = "HYBRIDGRAPH_SCRATCH"
 TIMEOUTS = "HYBRIDGRAPH_ENGINE_TIMEOUTS_S"
 
 INTERRUPTED = 130  # the exit code of a process that told its user so
