@@ -52,7 +52,8 @@ def parse_lengths(text: str) -> tuple[int, ...]:
         except ValueError:
             raise UserError(f"'{text}' is no list of lengths: write 1-50, 10-500:10 or 10,20,64") from None
         if low < 1 or high < low or stride < 1:
-            raise UserError(f"'{part.strip()}' in '{text}' is no range of lengths: they start at 1 and ascend")
+            whole = f" in '{text}'" if part.strip() != text else ""
+            raise UserError(f"'{part.strip()}'{whole} is no range of lengths: they start at 1 and ascend")
         if high > MAX_ITERATIONS:
             raise UserError(f"length {high} in '{text}' is beyond any model's positions")
         lengths += range(low, high + 1, stride)
@@ -246,6 +247,9 @@ def parse_args(
     ``measures``: whether its requests will be made here; a generator is told only what to be ready for.
     ``without``: the settings that are not its user's to choose.
     """
+    for name in without:
+        if any(argument.partition("=")[0] == flag_of(name) for argument in argv or ()):
+            raise UserError(f"{flag_of(name)}: this script chooses it itself")
     parser = Parser(description)
     for setting in fields(Config):
         if setting.name not in without:

@@ -84,7 +84,8 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}': one of {', '.join(DTYPES)}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device '{device}': this machine has {torch.cuda.device_count()} usable NVIDIA GPUs")
+        count = torch.cuda.device_count()
+        raise UserError(f"device '{device}': this machine has {count} usable NVIDIA GPUs (cpu runs without one)")
     if load_format == "auto" and name in BUILTIN_SHAPES and local_directory(name) is None:
         raise UserError(
             f"'{name}' is a shape without weights: load format dummy, or a hub id or directory for real ones"

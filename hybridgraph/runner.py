@@ -64,6 +64,7 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
         loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
         measure_missing(loop, source, config, case, writer)
     elif known := known_of_run(config.output_path, case.name, writer.identity.run_id):
+        say(f"{case.name} is complete already: nothing is measured")
         record_case(config.output_path, case.name, known)  # no attempt that failed is the last one
     writer.write_summaries()
     return writer
@@ -209,6 +210,8 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
         _require_same(config.output_dir, machine, _machine(info.environment))
         info = replace(info, rates=_recorded_rates(known) or info.rates)  # so that every row of the run has one floor
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
+    if config.resume:
+        say(f"nothing of {files.name} to resume in {config.output_dir}")
     kept = files.set_aside()
     if kept is not None:
         say(f"earlier results of {files.name} are kept in {kept}")

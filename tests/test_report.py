@@ -230,17 +230,18 @@ def test_averages_over_some_rows_say_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{rule}: 10." in (tmp_path / "final_report.md").read_text()
 
 
-def test_a_run_over_lengths_is_shown_beside_its_own_machine_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"device": "other GPU"}, {"commit": "def"}], ids=str)
+def test_a_run_over_lengths_is_shown_beside_its_own_study_only(tmp_path: Path, other: dict[str, str]) -> None:
     (tmp_path / "length_sweep").mkdir()
     write(tmp_path / "length_sweep", CASE4_FUSED, {1: 4.0, 2048: 40.0}, protocol="6+0 requests, warm-up 0")
     write(tmp_path, CASE4, {10: 5.0})
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     assert (tmp_path / "final_growth.png").exists()
     (tmp_path / "final_growth.png").unlink()
-    write(tmp_path, CASE4, {10: 5.0}, device="other GPU")
+    write(tmp_path, CASE4, {10: 5.0}, **other)
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     assert not (tmp_path / "final_growth.png").exists()
-    assert "_ttft.csv is left out: device GPU instead of other GPU" in (tmp_path / "final_report.md").read_text()
+    assert "sweep" not in (tmp_path / "final_report.md").read_text(), "it came with the checkout, say"
 
 
 def test_a_case_with_one_table_only_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,6 +295,10 @@ def test_an_ablation_stands_beside_the_cases(tmp_path: Path) -> None:
     ) in report
     assert "averages over 10, 50 tokens" in report
     assert "- ablation/c is left out: protocol paper, 5 ms apart instead of paper" in report
+    write(tmp_path, CASE4, {10: 5.0, 50: 7.0}, ops="torchscript", commit="another")
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    report = (tmp_path / "final_report.md").read_text()
+    assert "What each part contributes" not in report and "ablation" not in report
 
 
 def at_all_lengths(ms: float) -> dict[int, float]:

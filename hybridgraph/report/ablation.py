@@ -17,7 +17,7 @@ import pandas as pd
 from hybridgraph.cases import CASES, Case
 from hybridgraph.config import Config, as_flag
 from hybridgraph.records import P99_COLUMNS, TTFT_COLUMNS, RunIdentity
-from hybridgraph.report.load import Results, differences, read_table
+from hybridgraph.report.load import SAME_STUDY, Results, differences, read_table
 from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 DIRECTORY = "ablation"
@@ -48,7 +48,7 @@ class Variant:
 def read_variants(directory: Path, results: Results) -> tuple[list[Variant], list[str]]:
     """The cases of ``results``, then the runs in ``ablation/``, by name; and a sentence for each that is left out.
 
-    No variants where there is no such run. Raises UserError for a file that cannot be read.
+    No variants where there is no such run of the same study. Raises UserError for a file that cannot be read.
     """
     own = [
         Variant(case, "", results.tables["ttft"][case.name], results.tables["p99"][case.name])
@@ -59,6 +59,8 @@ def read_variants(directory: Path, results: Results) -> tuple[list[Variant], lis
     for path, case in _runs(directory / DIRECTORY):
         ttft = read_table(path / f"{case.name}_ttft.csv", TTFT_COLUMNS)
         p99 = read_table(path / f"{case.name}_p99.csv", P99_COLUMNS)
+        if differences(ttft, results.identity, SAME_STUDY):
+            continue
         if other := differences(ttft, results.identity, RunIdentity.COMPARABLE):
             left_out.append(f"{DIRECTORY}/{path.name} is left out: {other}")
             continue

@@ -25,6 +25,8 @@ UNTOLD = (
 )  # fmt: skip
 LARGEST = 1e15  # beyond anything that was measured or counted
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
+# What a directory beside the tables must share with them; one that came with a checkout, say, does not.
+SAME_STUDY = ("device", "model", "dtype", "load_format", "commit")
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 # A file from before such a column has unknown cells there.
 ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms"}
@@ -97,8 +99,7 @@ def load_results(directory: Path) -> Results:
         else:
             tables[kind][name] = table.set_index("prompt_length")
     sweep = read_table(directory / SWEEP, TTFT_COLUMNS) if _exists(directory / SWEEP) else None
-    if sweep is not None and (other := differences(sweep, identity, ("device", "model", "dtype", "load_format"))):
-        left_out.append(f"{SWEEP} is left out: {other}")
+    if sweep is not None and differences(sweep, identity, SAME_STUDY):
         sweep = None
     return Results(tables, identity, environment, left_out, _remarks(tables, environment), sweep)
 
