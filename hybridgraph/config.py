@@ -108,7 +108,10 @@ class Config:
     )
     max_graphs: int = _setting(50, "graphs the rolling pool holds", type=int, metavar="N")
     max_graph_mib: int | None = _setting(
-        None, "MiB of device memory that the pool's graphs may take (default: no limit)", type=int, metavar="N"
+        None,
+        "MiB that the pool's graphs may take, beside their shared memory (default: no limit)",
+        type=int,
+        metavar="N",
     )
     precapture: str | None = _setting(
         None, "lengths captured before serving: 1-50, 10-500:10 or 10,20,64 (default: the case's)", metavar="SPEC"

@@ -52,7 +52,7 @@ class EngineOptions:
     precapture: InitVar[Iterable[int] | None] = None  # None: of Case 4's, those that fit
     lengths: tuple[int, ...] = field(init=False)  # to capture before serving, ascending
     max_graphs: int = Config.max_graphs
-    max_graph_mib: float | None = Config.max_graph_mib
+    max_graph_mib: int | None = Config.max_graph_mib
     async_capture: bool = True
     positions: int = DEFAULT_MAX_SEQ_LEN
 
@@ -61,8 +61,10 @@ class EngineOptions:
         for name, allowed in (("ops", OPS), ("forward", FORWARDS), ("graphs", ("none", *RULES))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
-        for name in ("max_graphs", "positions"):
-            _require_whole(name, getattr(self, name))
+        _require_whole("max_graphs", self.max_graphs)
+        _require_whole("positions", self.positions)
+        if self.max_graph_mib is not None:
+            _require_whole("max_graph_mib", self.max_graph_mib)
         object.__setattr__(self, "lengths", self._lengths(precapture))
 
     def _lengths(self, precapture: Any) -> tuple[int, ...]:

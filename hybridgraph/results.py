@@ -158,11 +158,10 @@ class ResultWriter:
         return {phase: [row | identity for row in found] for phase, found in rows.items() if found}
 
     def _by_length(self, phase: Phase) -> Iterator[list[Sample]]:
-        """For each length measured in ``phase``: its samples; for TTFT, followed by those of the P99 phase."""
+        """For each length measured in ``phase``: its samples; for TTFT, with those of the P99 phase."""
         phases = ("ttft", "p99") if phase == "ttft" else (phase,)
         for length in sorted({s.prompt_length for s in self.samples if s.phase == phase}):
-            at_length = [s for s in self.samples if s.prompt_length == length and s.phase in phases]
-            yield sorted(at_length, key=lambda s: phases.index(s.phase))
+            yield [s for s in self.samples if s.prompt_length == length and s.phase in phases]
 
 
 def _as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:

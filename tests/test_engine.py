@@ -450,6 +450,7 @@ def test_what_is_no_request_is_told_in_one_line(loaded: LoadedModel, arguments: 
         {"positions": 0},
         {"positions": 1 << 21},
         {"max_graphs": "5"},
+        {"max_graph_mib": -1},
         {"positions": 64.0},
         {"precapture": (3, 0)},
         {"precapture": (3, 600)},

@@ -105,7 +105,7 @@ def test_least_recently_used_leaves_first() -> None:
     assert cache.counters["evicted"] == 1
 
 
-def test_byte_budget_evicts_until_it_fits() -> None:
+def test_a_budget_in_mib_evicts_until_it_fits() -> None:
     cache: GraphCache[str] = GraphCache(ExactRule(), max_graphs=50, max_length=512, max_mib=100)
     for length in (1, 2, 3):
         cache.insert(length, str(length), mib=40)

@@ -1,9 +1,17 @@
 """When a captured graph has paid for itself."""
 
+import time
+
 import pytest
 
-from hybridgraph.graphs.capture import CaptureCost
-from hybridgraph.graphs.pool import _economics
+from hybridgraph.build import open_engine
+from hybridgraph.cases import CASE4
+from hybridgraph.config import OPENING, RANGES, Config
+from hybridgraph.graphs.capture import CaptureCost, CapturedGraph, EmulatedGraphs
+from hybridgraph.graphs.policy import RULES, GraphCache
+from hybridgraph.graphs.pool import GraphPool, _economics
+from hybridgraph.report.ablation import SETTINGS
+from hybridgraph.report.load import UNTOLD
 
 
 def cost(ms: float, mib: float, *, before_serving: bool) -> CaptureCost:
@@ -23,6 +31,30 @@ def test_economics_are_medians_over_the_graphs_captured_before_serving() -> None
         "saved_ms_a_request": 4.0,
         "requests_to_pay_back": pytest.approx(3.0),
     }
+
+
+def test_what_a_capture_took_is_no_warm_up() -> None:
+    cache: GraphCache[CapturedGraph] = GraphCache(RULES["exact"], max_graphs=1, max_length=8)
+    pool = GraphPool(None, EmulatedGraphs(), cache, None)  # type: ignore[arg-type]  # neither is needed
+    _, made = pool._timed_capture(lambda: time.sleep(0.05), lambda: None, time_eager=True)
+    assert made.eager_ms is not None
+    assert made.capture_ms < 40 < min(made.warmup_ms, made.eager_ms)
+
+
+def test_a_graph_is_charged_with_what_leaves_with_it() -> None:
+    assert cost(1.0, 4.0, before_serving=True).own_mib == 4.0
+    assert CaptureCost(driver_mib=232.0, pool_mib=230.0).own_mib == 2.0
+    assert CaptureCost(driver_mib=-400.0).own_mib == 0.0, "another process has freed memory meanwhile"
+
+
+def test_the_pools_budget_reaches_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    used = iter(range(0, 10**6, 40))
+    monkeypatch.setattr("hybridgraph.graphs.capture.EmulatedGraphs.memory_mib", lambda _: (0.0, float(next(used))))
+    config = Config(model="tiny-llama", device="cpu", precapture="10,20,30,40", max_graph_mib=100, async_capture=False)
+    with open_engine(config, CASE4) as engine:
+        assert engine.stats()["graphs_held"] == 2
+    assert "2 of 4 graphs captured in advance had no room in the pool" in capsys.readouterr().err
+    assert all("max_graph_mib" in names for names in (OPENING, UNTOLD, SETTINGS, RANGES))
 
 
 def test_without_graphs_captured_before_serving_there_are_none() -> None:

@@ -214,7 +214,7 @@ def test_another_users_client_is_refused() -> None:
         raise AssertionError("a refused client was heard")
 
     with listen() as listener, socket.socket(socket.AF_UNIX) as client:
-        hub = Connections(
+        connections = Connections(
             listener,
             on_hello=unexpected,
             on_message=unexpected,
@@ -225,7 +225,7 @@ def test_another_users_client_is_refused() -> None:
         client.connect(str(listener.path))
         assert peer_uid(client) == os.getuid()
         client.sendall(encode(HELLO))
-        hub.poll(1.0)
+        connections.poll(1.0)
         reader = FrameReader()
         reader.feed(client.recv(4096))
         failed = decode_to_client(reader.next() or b"")
@@ -233,7 +233,7 @@ def test_another_users_client_is_refused() -> None:
             request_id=None, kind="protocol", error=f"user id {os.getuid()} may not use this generator"
         )
         assert len(lines) == 1
-        hub.close()
+        connections.close()
 
 
 def test_fresh_paths_differ() -> None:

@@ -284,7 +284,13 @@ def test_an_ablation_stands_beside_the_cases(tmp_path: Path) -> None:
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     assert "What each part contributes" not in (tmp_path / "final_report.md").read_text()
     measure("b", CASE4, {10: 6.0, 50: 9.0, 100: 99.0}, {"ops": "native", "decode_tokens": 3}, device_ms="4.0")
+    path = tmp_path / "ablation" / "b" / f"{CASE4.name}_ttft.csv"  # whose protocol's mean is another than its warm one
+    table = pd.read_csv(path)
+    table.assign(mean_ms=table["mean_ms"] + 100).to_csv(path, index=False)
     measure("a", CASE2, {10: 8.0, 50: 8.0}, {"ops": "native", "precapture": "10,50", "async_capture": False})
+    measure("d", CASE4, {10: 1.0}, {})
+    measure("e", CASE4, {10: 1.0}, {})
+    (tmp_path / "ablation" / "e" / f"{CASE4.name}_p99.csv").unlink()  # it has not come so far
     measure("c", CASE4, {10: 1.0}, {}, protocol="paper, 5 ms apart", started="2020-01-01T00:00:00+00:00")
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     report = (tmp_path / "final_report.md").read_text()
@@ -295,6 +301,8 @@ def test_an_ablation_stands_beside_the_cases(tmp_path: Path) -> None:
     ) in report
     assert "averages over 10, 50 tokens" in report
     assert "- ablation/c is left out: protocol paper, 5 ms apart instead of paper" in report
+    assert "- ablation/d is left out: it has not been measured at all lengths" in report
+    assert "ablation/e" not in report
     write(tmp_path, CASE4, {10: 5.0, 50: 7.0}, ops="torchscript", commit="another")
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     report = (tmp_path / "final_report.md").read_text()

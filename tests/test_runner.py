@@ -394,3 +394,66 @@ def test_text_prompts_are_windows_of_exact_length() -> None:
     assert len({tuple(prompts.ids(90, i)) for i in range(11)}) == 11
     with pytest.raises(UserError, match="more than the 100 tokens"):
         prompts.ids(101, 0)
+
+
+def test_every_request_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr("hybridgraph.runner.time.sleep", rests.append)
+    source = CountingSource()
+    measure(source, config(tmp_path, pause_ms=20), CASE1)
+    assert rests == [0.02] * len(source.requests)
+
+
+def test_greedy_requests_are_greedy(tmp_path: Path) -> None:
+    source = CountingSource()
+    results = measure(source, config(tmp_path, greedy=True), CASE1)
+    assert {request.temperature for request in source.requests} == {0.0}
+    assert results.identity.sampling == "greedy"
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_an_answer_of_another_length_is_no_sample(tmp_path: Path, by: int) -> None:
+    class Wrong(CountingSource):
+        def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+            return super().stream(replace(request, max_new_tokens=request.max_new_tokens + by), emit)
+
+    with pytest.raises(UserError, match="tokens came back where 4 were asked for"):
+        measure(Wrong(), config(tmp_path, ttft_iterations=0, p99_iterations=0, decode_tokens=3), CASE1)
+
+
+def test_a_resume_keeps_what_the_generator_had_answered_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CountingSource, "stats", lambda _: {"counters": {"exact": answered}})
+    answered = 0
+    with pytest.raises(KeyboardInterrupt):
+        measure(CountingSource(fail_after=4), config(tmp_path), CASE1)
+    answered = 9
+    measure(CountingSource(), config(tmp_path, resume=True), CASE1)
+    assert read_environment(tmp_path / ENVIRONMENT)["cases"][CASE1.name]["served_before"] == 0
+
+
+def test_a_warm_up_of_several_tokens_makes_one_token_warm(tmp_path: Path) -> None:
+    results = measure(CountingSource(), config(tmp_path, warmup=1, decode_tokens=3), CASE1)
+    assert {sample.warmth for sample in results.samples} == {"warm"}
+
+
+def test_the_gpu_is_metered_from_a_rows_first_request_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laps: list[int] = []
+    source = CountingSource()
+    source.info = replace(source.info, environment={"gpu": {"uuid": "GPU-0"}})
+
+    class Meter:
+        def __init__(self, uuid: str) -> None:
+            assert uuid == "GPU-0"
+
+        def lap(self) -> dict[str, Any]:
+            laps.append(len(source.requests))
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("hybridgraph.runner.GpuMeter", Meter)
+    measure(source, config(tmp_path, prompt_lengths=(3,), warmup=1), CASE1)
+    assert laps == [1, 3, 3, 7]

@@ -46,7 +46,7 @@ from hybridgraph.ipc.messages import (
 from hybridgraph.main import refuse_to_wait
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Request
-from hybridgraph.server import Engine, Patience, Server, serve
+from hybridgraph.server import MAX_WAITING_PER_CLIENT, Engine, Patience, Server, serve
 from hybridgraph.signals import StopSignals
 
 SCRIPT = "case4_jit_cuda_generator.py"
@@ -220,6 +220,15 @@ def test_a_start_may_take_longer_than_a_client_bears_silence() -> None:
                 client.stream(Request(prompt_ids=[5]), print)
         finally:
             generator.process.send_signal(signal.SIGCONT)
+
+
+def test_one_client_does_not_fill_the_line(served: Path) -> None:
+    with channel_to(served) as channel:
+        for number in range(1, MAX_WAITING_PER_CLIENT + 3):  # one is answered, the others wait
+            channel.send(generate(number, [SLOW], 50))
+        failed = receive_until(channel, Failed)[-1]
+        assert isinstance(failed, Failed)
+        assert (failed.request_id, failed.kind) == (MAX_WAITING_PER_CLIENT + 2, "request")
 
 
 def test_round_trip_is_short(served: Path) -> None:

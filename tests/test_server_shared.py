@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from hybridgraph.client import GeneratorClient
 from hybridgraph.errors import UserError
@@ -35,7 +36,8 @@ from hybridgraph.ipc.messages import (
     Shared,
     Token,
 )
-from hybridgraph.records import Request
+from hybridgraph.lending import Lease
+from hybridgraph.records import Report, Request
 from hybridgraph.shared_client import SharedBufferClient
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,3 +212,32 @@ def test_a_killed_generator_is_told_within_a_second() -> None:
         with pytest.raises(UserError, match=f"the generator at {path} is gone"):
             answers(sharing, REQUESTS[:1])
         assert time.monotonic() - killed_s < 1.0
+
+
+def test_what_an_answer_on_lent_buffers_leaves_is_forgotten_while_they_are_held() -> None:
+    calls: list[str] = []
+
+    class Sharing:
+        @contextmanager
+        def hold(self) -> Iterator[None]:
+            calls.append("hold")
+            yield
+            calls.append("free")
+
+        def replay_prefill(self, length: int) -> Report:
+            calls.append("prefill")
+            return Report()
+
+        def replay_decode(self) -> None:
+            pass
+
+        def forget_overflow(self) -> None:
+            calls.append("forget")
+
+        def shared_tensors(self) -> dict[str, torch.Tensor]:
+            return {}
+
+    with Lease(Sharing()) as lease:
+        for message in (Prefill(request_id=1, length=3), Finished(request_id=1), Prefill(request_id=1, length=3)):
+            lease.replay(message, print)
+    assert calls == ["hold", "prefill", "forget", "free"] * 2

@@ -26,6 +26,11 @@ class CaptureCost:
     driver_mib: float = 0.0  # by which all of the device's used memory grew: the executable graph, and the above
     num_nodes: int | None = None  # operations in the graph, where the driver tells
 
+    @property
+    def own_mib(self) -> float:
+        """What leaves with the graph: not the pool that all graphs share, nor what other processes freed meanwhile."""
+        return max(0.0, self.driver_mib - self.pool_mib)
+
 
 class CapturedGraph(Protocol):
     """A forward that can be run again on the buffers it was captured with."""

@@ -101,6 +101,8 @@ class GraphPool:
         for number, length in enumerate(wanted, start=1):
             self._add(length, serving=False)
             progress("capturing graphs", number + 1, len(wanted) + 1)
+        if (lost := len(wanted) - len(self.cache)) > 0:
+            say(f"{lost} of {len(wanted)} graphs captured in advance had no room in the pool")
 
     def plan(self, length: int) -> Plan:
         """How a prompt of ``length`` will run; its graph is captured now if it has to be. Turn held until it ran."""
@@ -256,7 +258,7 @@ class GraphPool:
         if not recorded.uploaded:
             self._first_replays(recorded.graph, recorded.cost)
         self._note(length, recorded.cost)
-        return self.cache.insert(length, recorded.graph, recorded.cost.driver_mib)
+        return self.cache.insert(length, recorded.graph, recorded.cost.own_mib)
 
     def _note(self, length: int, cost: CaptureCost) -> None:
         self.costs[length] = cost

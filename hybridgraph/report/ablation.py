@@ -16,11 +16,12 @@ import pandas as pd
 
 from hybridgraph.cases import CASES, Case
 from hybridgraph.config import Config, as_flag
-from hybridgraph.records import P99_COLUMNS, TTFT_COLUMNS, RunIdentity
+from hybridgraph.records import COLUMNS, Phase, RunIdentity
 from hybridgraph.report.load import SAME_STUDY, Results, differences, read_table
 from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 DIRECTORY = "ablation"
+KINDS: tuple[Phase, ...] = ("ttft", "p99")
 SETTINGS = ("ops", "max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers")
 
 
@@ -51,29 +52,39 @@ def read_variants(directory: Path, results: Results) -> tuple[list[Variant], lis
     No variants where there is no such run of the same study. Raises UserError for a file that cannot be read.
     """
     own = [
-        Variant(case, "", results.tables["ttft"][case.name], results.tables["p99"][case.name])
+        Variant(case, _flags(case, results.told(case, "configuration")), *(results.tables[k][case.name] for k in KINDS))
         for case in CASES
-        if case.name in results.tables["ttft"] and case.name in results.tables["p99"]
+        if all(case.name in results.tables[kind] for kind in KINDS)
     ]
+    lengths = _shared_lengths(own)
     changed, left_out = [], []
     for path, case in _runs(directory / DIRECTORY):
-        ttft = read_table(path / f"{case.name}_ttft.csv", TTFT_COLUMNS)
-        p99 = read_table(path / f"{case.name}_p99.csv", P99_COLUMNS)
-        if differences(ttft, results.identity, SAME_STUDY):
-            continue
-        if other := differences(ttft, results.identity, RunIdentity.COMPARABLE):
-            left_out.append(f"{DIRECTORY}/{path.name} is left out: {other}")
+        tables = [read_table(path / f"{case.name}_{kind}.csv", COLUMNS[kind]) for kind in KINDS]
+        if differences(tables[0], results.identity, SAME_STUDY):
             continue
         told = read_environment(path / ENVIRONMENT)["cases"].get(case.name, {}).get("configuration", {})
-        by_length = (table.set_index("prompt_length") for table in (ttft, p99))
-        changed.append(Variant(case, _flags(case, told), *by_length))
+        variant = Variant(case, _flags(case, told), *(table.set_index("prompt_length") for table in tables))
+        other = differences(tables[0], results.identity, RunIdentity.COMPARABLE)
+        if not other and not lengths <= _shared_lengths([variant]):
+            other = "it has not been measured at all lengths"
+        if other:
+            left_out.append(f"{DIRECTORY}/{path.name} is left out: {other}")
+        else:
+            changed.append(variant)
     return own + changed if changed else [], left_out
 
 
+def _shared_lengths(variants: Sequence[Variant]) -> set[int]:
+    """At which all of them have both a TTFT and a P99."""
+    found = [{*variant.ttft.index} & {*variant.p99.index} for variant in variants]
+    return set.intersection(*found) if found else set()
+
+
 def _runs(directory: Path) -> Iterator[tuple[Path, Case]]:
+    """Those that have come to their P99."""
     for path in sorted(directory.glob("*")):
         for case in CASES:
-            if (path / f"{case.name}_ttft.csv").exists():
+            if all((path / f"{case.name}_{kind}.csv").exists() for kind in KINDS):
                 yield path, case
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5, PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.report.tables import Table
 
-COLUMNS = (CASE1, CASE2, CASE3, CASE4, CASE5)
+STUDY = (CASE1, CASE2, CASE3, CASE4, CASE5)
 HYBRIDS = (CASE4, CASE4_FUSED)
 
-# The published tables, milliseconds, a row a prompt length, columns as in COLUMNS.
+# The published tables, milliseconds, a row a prompt length, columns as in STUDY.
 PUBLISHED_TTFT = (
     (88.09, 20.77, 178.96, 24.84, 35.91),
     (19.60, 145.66, 51.56, 9.70, 19.71),
@@ -65,13 +65,13 @@ LOWEST_ROWS = sum(length <= LOWEST_UP_TO for length in PAPER_PROMPT_LENGTHS)
 def published_speedup(claim: SpeedupClaim) -> float:
     """The claim's figure, from the averages of the published tables."""
     rows = PUBLISHED_TTFT if claim.metric == "ttft" else PUBLISHED_P99
-    over, hybrid = COLUMNS.index(claim.over), COLUMNS.index(CASE4)
+    over, hybrid = STUDY.index(claim.over), STUDY.index(CASE4)
     return sum(row[over] for row in rows) / sum(row[hybrid] for row in rows)
 
 
 def published_wins(rows: tuple[tuple[float, ...], ...], case: Case = CASE4) -> int:
     """In how many rows of a published table ``case`` is lowest."""
-    return sum(row[COLUMNS.index(case)] == min(row) for row in rows)
+    return sum(row[STUDY.index(case)] == min(row) for row in rows)
 
 
 def verdict(figure: str, *, holds: bool, judged: bool) -> str:
@@ -109,7 +109,7 @@ def count_wins(values: pd.DataFrame, case: Case, rivals: Sequence[Case]) -> Wins
 
 def rows_won(tables: dict[str, Table], hybrid: Case) -> Wins:
     """By the hybrid, of TTFT and of P99, against the study's other cases."""
-    rivals = [case for case in COLUMNS if case != CASE4]
+    rivals = [case for case in STUDY if case != CASE4]
     ttft, p99 = (count_wins(tables[key].values, hybrid, rivals) for key in ("ttft", "p99"))
     return Wins(ttft.won + p99.won, ttft.rows + p99.rows, tuple(c for c in rivals if c in (*ttft.absent, *p99.absent)))
 
