@@ -205,6 +205,18 @@ def test_complete_run_passes_flags_and_survives_a_failing_case(project: Path, tm
     assert run.stderr.splitlines()[-1] == "failed: case2_async_cuda case3_jit_only"
 
 
+def test_nothing_is_measured_where_earlier_results_cannot_be_set_aside(project: Path, tmp_path: Path) -> None:
+    python = recording_python(tmp_path, 'case "$*" in *new-run*) exit 2 ;; esac')
+    assert start(project, "run_complete_benchmark.sh", HYBRIDGRAPH_PYTHON=python).returncode == 2
+    assert (tmp_path / "calls").read_text() == "-m hybridgraph.main new-run\n", "rows of two runs would mix"
+
+
+def test_a_complete_run_without_its_tables_has_failed(project: Path, tmp_path: Path) -> None:
+    python = recording_python(tmp_path, 'case "$*" in *tables*) exit 2 ;; esac')
+    run = start(project, "run_complete_benchmark.sh", HYBRIDGRAPH_PYTHON=python)
+    assert (run.returncode, run.stderr.splitlines()[-1]) == (1, "failed: generate_final_tables")
+
+
 def test_an_output_directory_may_look_like_a_flag(project: Path, tmp_path: Path) -> None:
     python = recording_python(tmp_path)
     run = start(project, "run_complete_benchmark.sh", "--output-dir=-x", HYBRIDGRAPH_PYTHON=python)
