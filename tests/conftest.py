@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
+# What tests start heeds these, also where the tests were started in the background or by nohup.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 if not torch.cuda.is_available():
     torch.set_num_threads(1)

@@ -224,7 +224,9 @@ def test_a_start_may_take_longer_than_a_client_bears_silence() -> None:
 
 def test_one_client_does_not_fill_the_line(served: Path) -> None:
     with channel_to(served) as channel:
-        for number in range(1, MAX_WAITING_PER_CLIENT + 3):  # one is answered, the others wait
+        channel.send(generate(1, [SLOW], 50))
+        assert isinstance(channel.receive(), Token), "it holds the engine, and the others wait"
+        for number in range(2, MAX_WAITING_PER_CLIENT + 3):
             channel.send(generate(number, [SLOW], 50))
         failed = receive_until(channel, Failed)[-1]
         assert isinstance(failed, Failed)
