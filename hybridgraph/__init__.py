@@ -8,15 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybridgraph.engine import EngineOptions, HybridEngine
+    from hybridgraph.engine import HybridEngine
+    from hybridgraph.options import EngineOptions
 
 __all__ = ["EngineOptions", "HybridEngine"]
 
 
 def __getattr__(name: str) -> Any:
     # Only who asks for the engine pays for torch: the report must work without it.
-    if name in __all__:
-        from hybridgraph import engine
+    if name == "HybridEngine":
+        from hybridgraph.engine import HybridEngine
 
-        return getattr(engine, name)
+        return HybridEngine
+    if name == "EngineOptions":
+        from hybridgraph.options import EngineOptions
+
+        return EngineOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

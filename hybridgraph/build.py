@@ -8,9 +8,10 @@ from dataclasses import replace
 from hybridgraph import environment
 from hybridgraph.cases import CASE1, Case
 from hybridgraph.config import Config, parse_lengths
-from hybridgraph.engine import EngineOptions, HybridEngine, fitting
+from hybridgraph.engine import HybridEngine
 from hybridgraph.errors import UserError
 from hybridgraph.model import LoadedModel, load_model
+from hybridgraph.options import EngineOptions, fitting
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import SourceInfo, TokenSource
 from hybridgraph.sources.huggingface import HuggingFaceSource

@@ -13,9 +13,9 @@ the last id is read.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
 from os import PathLike, fspath
@@ -26,8 +26,6 @@ import torch
 from torch import Tensor
 
 from hybridgraph.buffers import StaticBuffers
-from hybridgraph.cases import CASE4_FUSED
-from hybridgraph.config import DEFAULT_MAX_SEQ_LEN, FORWARDS, OPS, Config, parse_lengths
 from hybridgraph.errors import UserError
 from hybridgraph.forward.static import open_static_operations
 from hybridgraph.graphs.background import BackgroundCapture
@@ -37,64 +35,10 @@ from hybridgraph.graphs.pool import GraphPool, Plan, eagerly
 from hybridgraph.graphs.turn import Turn
 from hybridgraph.model import LoadedModel, device_called, load_model, out_of_memory_is_users
 from hybridgraph.ops import dynamic_ops
+from hybridgraph.options import EngineOptions
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceMark, DeviceTimer, Stopwatch, on_device
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What an engine is made of. ``graphs`` is a rule's name (``exact``, ``padded``) or ``none``."""
-
-    ops: str = "fused"
-    forward: str = "hf"
-    graphs: str = "padded"
-    precapture: InitVar[Iterable[int] | None] = None  # None: of Case 4's, those that fit
-    lengths: tuple[int, ...] = field(init=False)  # to capture before serving, ascending
-    max_graphs: int = Config.max_graphs
-    max_graph_mib: int | None = Config.max_graph_mib
-    async_capture: bool = True
-    positions: int = DEFAULT_MAX_SEQ_LEN
-
-    def __post_init__(self, precapture: Iterable[int] | None) -> None:
-        """Raise UserError for what no engine can be made of."""
-        for name, allowed in (("ops", OPS), ("forward", FORWARDS), ("graphs", ("none", *RULES))):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)}")
-        _require_whole("max_graphs", self.max_graphs)
-        _require_whole("positions", self.positions)
-        if self.max_graph_mib is not None:
-            _require_whole("max_graph_mib", self.max_graph_mib)
-        object.__setattr__(self, "lengths", self._lengths(precapture))
-
-    def _lengths(self, precapture: Any) -> tuple[int, ...]:
-        if precapture is None:
-            return fitting(parse_lengths(CASE4_FUSED.precapture), self.positions, self.max_graphs)
-        if not isinstance(precapture, Iterable):
-            raise UserError(f"precapture {precapture!r}: lengths")
-        lengths = set(precapture)
-        for length in lengths:
-            _require_whole("precapture", length, most=self.positions)
-        if self.graphs != "none" and len(lengths) > self.max_graphs:
-            raise UserError(f"precapture: {len(lengths)} lengths, more than max_graphs, which is {self.max_graphs}")
-        return tuple(sorted(lengths))
-
-
-def _require_whole(name: str, value: Any, most: int | None = None) -> None:
-    """Raise UserError for anything but a whole number from 1 on, or up to ``most`` positions."""
-    try:
-        number = index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise UserError(f"{name} {value!r}: a whole number, 1 or more")
-    if most is not None and number > most:
-        raise UserError(f"{name} {number}: there are {most} positions")
-
-
-def fitting(lengths: Iterable[int], positions: int, max_graphs: int) -> tuple[int, ...]:
-    """Of ``lengths``, the least ones that the buffers and the pool have room for."""
-    return tuple(sorted(length for length in set(lengths) if length <= positions)[:max_graphs])
 
 
 class HybridEngine(AbstractContextManager["HybridEngine"]):

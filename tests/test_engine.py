@@ -19,13 +19,14 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
 
-from hybridgraph.engine import EngineOptions, HybridEngine
+from hybridgraph.engine import HybridEngine
 from hybridgraph.errors import UserError
 from hybridgraph.forward.kernels.reference import ReferenceKernels
 from hybridgraph.graphs.capture import CudaGraphs, EmulatedGraph
 from hybridgraph.graphs.pool import CAPTURING
 from hybridgraph.graphs.turn import Turn
 from hybridgraph.model import LoadedModel, load_model
+from hybridgraph.options import EngineOptions
 from hybridgraph.records import Request
 from hybridgraph.shapes import builtin_config
 from hybridgraph.sources.huggingface import HuggingFaceSource

@@ -35,9 +35,9 @@ LAYERS: dict[str, int] = {
         (
             "errors files output progress signals config cases records prompts shapes provenance"
             " stats roofline rows run_record results summary",
-            "nvml environment hub model buffers timing ops forward graphs engine",
+            "nvml environment hub model buffers timing ops options forward graphs engine",
             "ipc server served client shared_client lending waiting",
-            "runner sources build pair main",
+            "runner resume sources build pair main",
         )
     )
     for name in names.split()

@@ -21,9 +21,9 @@ from hybridgraph.main import main
 from hybridgraph.prompts import Prompts, RandomPrompts, TextPrompts
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
 from hybridgraph.results import ResultFiles, ResultWriter
+from hybridgraph.resume import protocol_name
 from hybridgraph.roofline import ModelShape, Rates
 from hybridgraph.run_record import ENVIRONMENT, read_environment, record_not_run
-from hybridgraph.runner import protocol_name
 from hybridgraph.shapes import builtin_config
 from hybridgraph.stats import percentile
 
@@ -211,9 +211,9 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
 
 
 def test_resume_refuses_rows_of_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridgraph.runner.project_commit", lambda: "aaaa")
+    monkeypatch.setattr("hybridgraph.resume.project_commit", lambda: "aaaa")
     measure(CountingSource(), config(tmp_path), CASE1)
-    monkeypatch.setattr("hybridgraph.runner.project_commit", lambda: "bbbb")
+    monkeypatch.setattr("hybridgraph.resume.project_commit", lambda: "bbbb")
     with pytest.raises(UserError, match="had commit aaaa, this one has bbbb"):
         measure(CountingSource(), config(tmp_path, resume=True), CASE1)
 
