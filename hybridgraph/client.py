@@ -162,7 +162,6 @@ class GeneratorClient:
         self._ready = ready
         self._request_id = 0  # of the last one sent
         self._sending = threading.Lock()  # a cancel from another thread is sent after what it cancels
-        self.last: Done | None = None  # of the last finished answer
 
     @classmethod
     def connect(
@@ -218,7 +217,6 @@ class GeneratorClient:
             elif isinstance(message, Token):
                 emit(message.id)
             else:
-                self.last = message
                 return message.report
 
     def cancel(self) -> None:

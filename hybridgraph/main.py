@@ -65,7 +65,6 @@ def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = T
     config = parse_args(argv, description=_description(), measures=False)
     config = replace(config, async_capture=config.async_capture and background)
     case = variant(case, config.forward)
-    from hybridgraph.ipc.address import listen
     from hybridgraph.server import serve as serve_engine
 
     def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
@@ -81,9 +80,12 @@ def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = T
 
             return open_engine(config, case, both)
 
-    with listen(Path(config.socket) if config.socket else None) as listener:
-        _announce(f"listening {listener.path}")
-        return serve_engine(listener, open_with_progress, on_ready=lambda: _announce("ready"))
+    return serve_engine(
+        Path(config.socket) if config.socket else None,
+        open_with_progress,
+        on_listening=lambda path: _announce(f"listening {path}"),
+        on_ready=lambda: _announce("ready"),
+    )
 
 
 def _announce(state: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from hybridgraph.client import GeneratorLost, RequestFailed
@@ -28,7 +30,8 @@ def generator_process(script: str, argv: Sequence[str]) -> Iterator[Path]:
     path = fresh_socket_path()
     require_short(path)
     command = [sys.executable, str(ROOT / script), *argv, "--socket", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent) as process:
+    tied = partial(end_with_parent, os.getpid())
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=tied) as process:
         try:
             _await_listening(process, script)
             yield path

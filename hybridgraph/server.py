@@ -17,10 +17,11 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hybridgraph.errors import UserError, one_line
-from hybridgraph.ipc.address import Listener
+from hybridgraph.ipc.address import Listener, listen
 from hybridgraph.ipc.channel import IDLE_SPIN_S, SPIN_S
 from hybridgraph.ipc.connections import HELLO_TIMEOUT_S, Connection, Connections
 from hybridgraph.ipc.messages import (
@@ -62,20 +63,23 @@ def log_to_stderr(text: str) -> None:
 
 
 def serve(
-    listener: Listener,
+    path: Path | None,
     open_engine: Callable[[OnProgress], Engine],
     *,
+    on_listening: Callable[[Path], None] = nobody,
     on_ready: Callable[[], None] = nobody,
     log: Callable[[str], None] = log_to_stderr,
     patience: Patience = Patience(),
 ) -> int:
-    """Open an engine and serve it until SIGTERM, SIGINT or SIGHUP; returns the process's exit code (0, 130 or 129).
+    """Open an engine and serve it at ``path``, or a fresh one, until SIGTERM, SIGINT or SIGHUP.
 
-    ``open_engine`` is given a callback for its progress; clients may connect, and see it, from the
-    first call on. What it raises reaches them as Failed and is raised again here. Must be called
-    from the main thread, which receives signals. The listener stays the caller's.
+    Returns the process's exit code (0, 130 or 129). ``open_engine`` is given a callback for its progress; clients
+    may connect, and see it, from the first call on. What it raises reaches them as Failed and is raised again here.
+    Must be called from the main thread, which receives signals.
     """
-    with StopSignals() as stop, closing(Server(listener, stop, log, patience)) as server:
+    # Signals first, and last: one that ended this process in between would leave the socket.
+    with StopSignals() as stop, listen(path) as listener, closing(Server(listener, stop, log, patience)) as server:
+        on_listening(listener.path)
         try:
             with stop.at_once():
                 engine = open_engine(server.show_progress)
@@ -197,26 +201,14 @@ class Server:
             raise UserError(reason) from None
 
     def _answer(self, engine: Engine, job: Job, request: Request) -> None:
-        held_s = time.perf_counter()
         if not job.checked:  # it came before the engine
             engine.check(request)
-        first_token_ms, count = None, 0
         with closing(engine.answer(request)) as ids:
             for index, token_id in enumerate(ids):
                 self._connections.send(job.connection, Token(request_id=job.request_id, index=index, id=token_id))
-                if index == 0:
-                    first_token_ms = (time.perf_counter() - held_s) * 1e3
-                count = index + 1
                 self._look_around(job)
         self._counts["done"] += 1
-        done = Done(
-            request_id=job.request_id,
-            report=engine.report,
-            num_tokens=count,
-            queue_ms=(held_s - job.arrived_s) * 1e3,
-            first_token_ms=first_token_ms,
-        )
-        self._connections.send(job.connection, done)
+        self._connections.send(job.connection, Done(request_id=job.request_id, report=engine.report))
 
     def _look_around(self, job: Job) -> None:
         """See to the sockets without waiting; raises _Interrupted where the answer must not go on."""
@@ -259,7 +251,7 @@ class Server:
             self._connections.drop(connection, "protocol", "a second Hello")
 
     def _enqueue(self, connection: Connection, request_id: int, request: Request | None) -> None:
-        job = Job(connection=connection, request_id=request_id, request=request, arrived_s=time.perf_counter())
+        job = Job(connection=connection, request_id=request_id, request=request)
         if self._engine and request is not None:
             try:
                 self._engine.check(request)

@@ -53,9 +53,11 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within this block a signal raises Stopped wherever the thread is."""
+        """Within this block a signal raises Stopped wherever the thread is, and one that came before it at once."""
         self._raises = True
         try:
+            if self.received is not None:
+                raise Stopped
             yield
         finally:
             self._raises = False
@@ -105,7 +107,9 @@ def how_killed(code: int) -> str:
     return f"was ended by {name}: {cause}"
 
 
-def end_with_parent() -> None:
-    """In a process that was just started: be told to stop (SIGTERM) when the one that started it is gone."""
+def end_with_parent(parent: int) -> None:
+    """In a process that ``parent`` has just started: be told to stop (SIGTERM) when that one is gone."""
     set_parent_death_signal = 1  # prctl(2)
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before it could be watched
+        os.kill(os.getpid(), signal.SIGTERM)

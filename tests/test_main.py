@@ -144,7 +144,14 @@ def test_an_environment_from_before_ends_were_recorded_is_read(tmp_path: Path) -
 def test_a_generator_with_its_standard_output_closed_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def serve_nobody(listener: object, open_engine: Callable[..., object], *, on_ready: Callable[[], None]) -> int:
+    def serve_nobody(
+        path: Path,
+        open_engine: Callable[..., object],
+        *,
+        on_listening: Callable[[Path], None],
+        on_ready: Callable[[], None],
+    ) -> int:
+        on_listening(path)
         open_engine(lambda stage, done, total: None)
         on_ready()
         return 0
@@ -152,5 +159,5 @@ def test_a_generator_with_its_standard_output_closed_serves(tmp_path: Path, monk
     monkeypatch.setattr("hybridgraph.server.serve", serve_nobody)
     monkeypatch.setattr("hybridgraph.build.open_engine", lambda config, case, progress: opened.append(case))
     monkeypatch.setattr(sys, "stdout", None)
-    assert main.serve(CASE4, ["--socket", str(tmp_path / "private" / "socket")]) == 0
+    assert main.serve(CASE4, ["--socket", str(tmp_path / "socket")]) == 0
     assert len(opened) == 1

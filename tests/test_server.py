@@ -45,7 +45,7 @@ from hybridgraph.ipc.messages import (
 )
 from hybridgraph.main import refuse_to_wait
 from hybridgraph.progress import OnProgress, nobody
-from hybridgraph.records import Request
+from hybridgraph.records import Report, Request
 from hybridgraph.server import MAX_WAITING_PER_CLIENT, Engine, Patience, Server, serve
 from hybridgraph.signals import StopSignals
 
@@ -143,12 +143,10 @@ def test_answer_is_streamed_and_reported(served: Path) -> None:
     with client_of(served) as client:
         assert client.info.vocab_size == VOCAB_SIZE
         assert client.info.environment == {"nested": [1, {"a": None}]}
-        assert ask(client, [1, 2, 3], 5, seed=4) == toy_answer([1, 2, 3], 5, 4)
-        assert client.last is not None
-        assert client.last.report.graph_path == "exact"
-        assert client.last.report.device_ms == 1.5
-        assert client.last.num_tokens == 5
-        assert client.last.queue_ms < 1000
+        ids: list[int] = []
+        request = Request(prompt_ids=[1, 2, 3], max_new_tokens=5, seed=4)
+        assert client.stream(request, ids.append) == Report(device_ms=1.5, graph_path="exact")
+        assert ids == toy_answer([1, 2, 3], 5, 4)
 
 
 def test_tokens_arrive_when_they_exist(served: Path) -> None:
@@ -592,17 +590,16 @@ def test_a_failed_start_reaches_the_client_and_the_exit_code() -> None:
 
 def test_clients_at_the_door_are_told_why_the_generator_ends(tmp_path: Path) -> None:
     """They connected and said Hello after the last time the generator looked."""
-    with listen(tmp_path / "socket") as listener:
-        channels: list[ClientChannel] = []
+    channels: list[ClientChannel] = []
 
-        def open_engine(_: OnProgress) -> Engine:
-            for _number in range(5):
-                channels.append(ClientChannel.connect(listener.path, silence_s=5.0))
-                channels[-1].send(HELLO)
-            raise UserError("unknown model 'x'")
+    def open_engine(_: OnProgress) -> Engine:
+        for _number in range(5):
+            channels.append(ClientChannel.connect(tmp_path / "socket", silence_s=5.0))
+            channels[-1].send(HELLO)
+        raise UserError("unknown model 'x'")
 
-        with pytest.raises(UserError, match=r"^unknown model 'x'$"):
-            serve(listener, open_engine, log=lambda _: None)
+    with pytest.raises(UserError, match=r"^unknown model 'x'$"):
+        serve(tmp_path / "socket", open_engine, log=lambda _: None)
     for each in channels:
         with closing(each) as channel:
             assert channel.receive() == Failed(request_id=None, kind="start", error="unknown model 'x'")
@@ -616,8 +613,22 @@ def test_a_stop_that_breaks_an_import_is_no_failed_start(tmp_path: Path) -> None
             signal.raise_signal(signal.SIGTERM)
         raise ImportError("are its requirements defined correctly?")
 
-    with listen(tmp_path / "socket") as listener:
-        assert serve(listener, open_engine, log=lambda _: None) == 0
+    assert serve(tmp_path / "socket", open_engine, log=lambda _: None) == 0
+
+
+def test_a_generator_told_to_stop_as_soon_as_it_listens_opens_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    opened: list[OnProgress] = []
+
+    def open_engine(progress: OnProgress) -> Engine:
+        opened.append(progress)
+        return ToyEngine()
+
+    def stop(path: Path) -> None:
+        assert path.is_socket()
+        signal.raise_signal(signal.SIGTERM)
+
+    assert serve(tmp_path / "new" / "socket", open_engine, on_listening=stop) == 0
+    assert not opened and not any(tmp_path.iterdir())
 
 
 def test_a_generator_polls_while_another_message_may_be_expected(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from hybridgraph.errors import UserError
-from hybridgraph.ipc.address import listen
 from hybridgraph.progress import OnProgress
 from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.server import Patience, serve
@@ -103,14 +102,13 @@ def main() -> int:
         return ToyEngine()
 
     try:
-        with listen(options.socket) as listener:
-            print("listening", flush=True)
-            return serve(
-                listener,
-                open_engine,
-                on_ready=lambda: print("ready", flush=True),
-                patience=Patience(hello_s=options.hello_timeout, finish_s=options.finish, remind_s=options.remind),
-            )
+        return serve(
+            options.socket,
+            open_engine,
+            on_listening=lambda path: print("listening", flush=True),
+            on_ready=lambda: print("ready", flush=True),
+            patience=Patience(hello_s=options.hello_timeout, finish_s=options.finish, remind_s=options.remind),
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ import msgspec
 from hybridgraph.errors import shortened
 from hybridgraph.records import Report, Request, SourceInfo
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 
@@ -156,9 +156,6 @@ class Done(Message, tag="done"):
 
     request_id: int
     report: Report
-    num_tokens: int
-    queue_ms: float  # from the request's arrival to its hold of the engine
-    first_token_ms: float | None  # from its hold of the engine to its first Token on the socket
 
 
 class Failed(Message, tag="failed"):

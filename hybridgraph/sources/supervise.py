@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 
 from hybridgraph.errors import UserError
@@ -82,7 +83,7 @@ def _run(command: Sequence[str], title: str, deadlines: Deadlines, scratch: str)
             env=os.environ | {HEARTBEAT_FD: str(child_end), SCRATCH: scratch},
             pass_fds=(child_end,),
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            preexec_fn=partial(end_with_parent, os.getpid()),
         )
     except OSError as error:
         os.close(beats)
