@@ -5,6 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/hybridgraph/scripts/environment.sh"
 
 find_python
-check_flags "Case 2: starts its generator, waits until it is ready, measures it and stops it." "$@"
+WITHOUT=socket check_flags "Case 2: starts its generator, waits until it is ready, measures it and stops it." "$@"
 set_up user
 exec "$PYTHON" -m hybridgraph.main pair case2 "$@"

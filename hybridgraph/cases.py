@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from hybridgraph.errors import UserError
 
 PAPER_PROMPT_LENGTHS = (10, 50, 100, 150, 200, 250, 300, 350, 400)
+# Settings that mean something to some cases only: to those with a generator and graphs, and to others.
+POOL_SETTINGS = frozenset({"max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers", "socket"})
+PARTIAL_SETTINGS = POOL_SETTINGS | {"ops", "engine"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,16 @@ class Case:
     graphs: str = "none"
     precapture: str = ""
     async_capture: bool = False
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """The settings that mean nothing to this case."""
+        used = set(POOL_SETTINGS) if self.generator else set()
+        if self.ops is not None:
+            used.add("ops")
+        if self.forward is None:
+            used.add("engine")
+        return PARTIAL_SETTINGS - used
 
 
 CASE1 = Case(

@@ -10,7 +10,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hybridgraph.cases import ENGINES, PAPER_PROMPT_LENGTHS
+from hybridgraph.cases import ENGINES, PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.errors import UserError
 from hybridgraph.records import MAX_TEMPERATURE, MIN_TEMPERATURE
 
@@ -186,6 +186,11 @@ class Config:
     def opened_as(self, served: Mapping[str, Any]) -> Config:
         """The same requests to a source that was opened with ``served``."""
         return replace(self, **{name: served[name] for name in OPENING if name in served})
+
+    def unused_by(self, case: Case) -> list[str]:
+        """What was asked for and means nothing to ``case``, as it is written on a command line."""
+        names = [name for name in sorted(case.unused) if getattr(self, name) != getattr(Config, name)]
+        return [as_flag(name, getattr(self, name)) for name in names]
 
     @property
     def request_temperature(self) -> float:

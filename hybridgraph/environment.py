@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,14 +57,16 @@ def _device(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """What the processor or GPU calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {_processor()}"
+
+
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"CPU, {names[0] if names else platform.machine()}"
+    return names[0] if names else platform.machine()
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -74,6 +77,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "packages": versions(*PACKAGES),
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
+        "cpu": {"name": _processor(), "threads": os.cpu_count(), "usable": len(os.sched_getaffinity(0))},
     }
     if device.type == "cuda":
         description["gpu"] = _describe_gpu(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.shapes import BUILTIN_SHAPES
+
+HUB_ID = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @contextmanager
@@ -68,11 +71,20 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def location_of(name: str) -> tuple[str, dict[str, Any]]:
-    """The first argument of transformers' ``from_pretrained``, and those that name one file in it."""
-    file = {}
+    """The first argument of transformers' ``from_pretrained``, and those that name one file in it.
+
+    Raises UserError for what is not there and could not be on the hub either.
+    """
+    repository, file = name, {}
     if name.endswith(".gguf"):
-        name, file = str(Path(name).parent), {"gguf_file": Path(name).name}
-    return str(local_directory(name) or name), file
+        repository, slash, file_name = name.rpartition("/")
+        repository, file = repository or slash or ".", {"gguf_file": file_name}
+    directory = local_directory(repository)
+    if directory is None and not HUB_ID.fullmatch(repository):
+        raise UserError(f"model '{name}' is not there, and no hub id: that is owner/name")
+    if directory is not None and file and not (directory / file["gguf_file"]).is_file():
+        raise UserError(f"model '{name}' is not there: {directory} holds no such file")
+    return str(directory or repository), file
 
 
 def special_ids(*configurations: Mapping[str, Any]) -> tuple[int, ...]:

@@ -45,10 +45,18 @@ def _description() -> str | None:
 def run_case(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a case that runs in this process; returns the exit code."""
     config = parse_args(argv, description=_description())
-    case = variant(case, config.forward)
+    case = _measured(case, config)
     with _reason_recorded(config, case), closing(_opened(config, case)) as source:
         _measure(source, config, case)
     return 0
+
+
+def _measured(case: Case, config: Config) -> Case:
+    """The variant of ``case`` that is measured; says which flags have no meaning for it, and are ignored."""
+    case = variant(case, config.forward)
+    if unused := config.unused_by(case):
+        say(f"{case.title} has no use for {', '.join(unused)}")
+    return case
 
 
 def _opened(config: Config, case: Case) -> TokenSource:
@@ -97,7 +105,7 @@ def _announce(state: str) -> None:
 def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a running generator; returns the exit code."""
     config = parse_args(argv, description=_description())
-    case = variant(case, config.forward)
+    case = _measured(case, config)
     if config.socket is None:
         raise UserError(f"--socket is missing: start a generator with: python {case.generator} --socket PATH")
     with _reason_recorded(config, case):
@@ -108,12 +116,10 @@ def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
 @guarded(interrupted=INTERRUPTED)
 def run_pair(case: Case, argv: Sequence[str]) -> int:
     """Start a case's generator, measure it from this process, and stop what was started."""
-    config = parse_args(argv)
-    case = variant(case, config.forward)
+    config = parse_args(argv, without=("socket",))
+    case = _measured(case, config)
     from hybridgraph.pair import generator_process
 
-    if config.socket is not None:
-        raise UserError("--socket: a pair makes its own; start generator and client apart to choose one")
     with stop_signals_raise(), _reason_recorded(config, case):
         say(f"starting {case.generator}")
         with generator_process(case.generator, argv) as path:
@@ -128,7 +134,8 @@ def run_case5(argv: Sequence[str] | None = None) -> int:
     from hybridgraph.sources.peers import case_of, measures_here, open_source, run_in_child
 
     case = case_of(config)
-    here = measures_here(case)
+    if here := measures_here(case):
+        case = _measured(case, config)
     with stop_signals_raise(), _reason_recorded(config, case, here=here):
         if not here:
             return run_in_child(config, case)

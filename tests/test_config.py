@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridgraph.cases import PAPER_PROMPT_LENGTHS
+from hybridgraph.cases import CASE1, CASE3, CASE4, CASE5, PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.config import Config, as_flag, flag_of, parse_args, parse_lengths
 from hybridgraph.errors import UserError
 
@@ -124,6 +124,21 @@ def test_a_flag_is_spelled_as_it_is_parsed() -> None:
     assert as_flag("share_buffers", True) == "--share-buffers"
     assert as_flag("async_capture", False) == "--no-async-capture"
     assert as_flag("prompt_file", "my text.txt") == "--prompt-file 'my text.txt'"
+
+
+@pytest.mark.parametrize(
+    ("case", "unused"),
+    [
+        (CASE1, ["--no-async-capture", "--engine vllm", "--max-graphs 3", "--ops native"]),
+        (CASE3, ["--no-async-capture", "--engine vllm", "--max-graphs 3"]),
+        (CASE4, ["--engine vllm"]),
+        (CASE5, ["--no-async-capture", "--max-graphs 3", "--ops native"]),
+    ],
+)
+def test_what_a_case_has_no_use_for(case: Case, unused: list[str]) -> None:
+    assert Config().unused_by(case) == []
+    asked = Config(max_graphs=3, ops="native", engine="vllm", async_capture=False, decode_tokens=4)
+    assert asked.unused_by(case) == unused
 
 
 def test_names_of_any_script_are_taken() -> None:

@@ -105,6 +105,13 @@ def test_a_mistake_that_needs_the_model_or_the_device(flags: str, said: str, tmp
     assert said in reasons["case1_baseline"], "the tables can say why the column is empty"
 
 
+def test_what_a_case_has_no_use_for_is_said_and_not_reported(tmp_path: Path) -> None:
+    run = start("case1_baseline.py", *TINY, "--max-graphs", "3", "--output-dir", str(tmp_path))
+    assert run.returncode == 0 and run.stderr.startswith("Baseline has no use for --max-graphs 3\n")
+    assert start("generate_final_tables.py", "--output-dir", str(tmp_path)).returncode == 0
+    assert "--max-graphs" not in (tmp_path / "final_report.md").read_text()
+
+
 @pytest.mark.parametrize(("stdout", "code"), [(">/dev/full", 2), ("| true; exit ${PIPESTATUS[0]}", 0), (">&-", 0)])
 def test_results_that_nobody_can_read_are_on_disk(stdout: str, code: int, tmp_path: Path) -> None:
     for script, flags in (("case1_baseline.py", TINY), ("generate_final_tables.py", ())):

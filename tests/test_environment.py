@@ -1,12 +1,13 @@
 """What the machine is called, and the fallback where it does not say."""
 
+import os
 import platform
 from pathlib import Path
 
 import pytest
 import torch
 
-from hybridgraph.environment import device_name
+from hybridgraph.environment import describe, device_name
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,9 @@ def test_the_name_of_the_processor(monkeypatch: pytest.MonkeyPatch, cpuinfo: str
 
     monkeypatch.setattr(Path, "read_text", read)
     assert device_name(torch.device("cpu")) == name
+
+
+def test_the_host_of_a_gpu_is_recorded_too() -> None:
+    told = describe(torch.device("cpu"))["cpu"]
+    assert f"CPU, {told['name']}" == device_name(torch.device("cpu"))
+    assert 1 <= told["usable"] == len(os.sched_getaffinity(0)) <= told["threads"]

@@ -10,6 +10,7 @@ from architectures import SMALL
 
 from hybridgraph.environment import device_name
 from hybridgraph.errors import UserError
+from hybridgraph.hub import location_of
 from hybridgraph.model import device_called, load_model, out_of_memory_is_users
 
 CPU = torch.device("cpu")
@@ -167,8 +168,20 @@ def test_a_device_that_no_model_is_run_on(device: str) -> None:
 def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown model 'no/such'"):
         load("no/such")
-    with pytest.raises(UserError, match=r"cannot be loaded|not on the hub"):
-        load(tmp_path / "missing", "auto")
+
+
+@pytest.mark.parametrize("name", ["missing", "missing/model.gguf", "empty/model.gguf", "empty/directory.gguf"])
+def test_no_hub_is_asked_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "empty/directory.gguf").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for path in (name, f"./{name}", str(tmp_path / name), f"~/{name}"):
+        with pytest.raises(UserError, match=f"model '{path}' is not there"):
+            location_of(path)
+
+
+def test_a_hub_id_may_name_a_file() -> None:
+    assert location_of("owner/name-1.5") == ("owner/name-1.5", {})
+    assert location_of("owner/name/model.Q8_0.gguf") == ("owner/name", {"gguf_file": "model.Q8_0.gguf"})
 
 
 def test_weights_that_could_run_code_are_not_read(tmp_path: Path) -> None:

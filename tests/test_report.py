@@ -130,6 +130,13 @@ def test_rows_of_another_machine_are_left_out_and_named(tmp_path: Path, capsys: 
     assert told.split("left out")[0] and "left out" in (tmp_path / "final_report.md").read_text()
 
 
+def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
+    write(tmp_path, CASE1, {10: 20.0})
+    for path in tmp_path.glob("*.csv"):
+        path.write_text("\ufeff" + path.read_text())
+    assert load_results(tmp_path).tables["ttft"][CASE1.name].loc[10, "mean_ms"] == 20.0
+
+
 def test_a_case_is_not_left_out_for_another_ones_file(tmp_path: Path) -> None:
     write(tmp_path, CASE4_FUSED, {10: 5.0}, dtype="bfloat16")
     write(tmp_path, CASE1, {10: 20.0}, started="2026-02-02T00:00:00+00:00")

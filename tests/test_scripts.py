@@ -249,6 +249,12 @@ def test_what_a_complete_run_decides_itself_is_no_flag_of_it(project: Path, flag
     assert not (project / "output").exists()
 
 
+def test_a_pairs_socket_is_refused_before_anything_is_installed(project: Path, tmp_path: Path) -> None:
+    run = start(project, "run_case4_benchmark.sh", "--socket", "here", HYBRIDGRAPH_PYTHON=recording_python(tmp_path))
+    assert run.returncode == 2 and run.stderr.startswith("error: --socket: this script chooses it itself")
+    assert not (tmp_path / "calls").exists()
+
+
 def test_complete_run_with_tensorrt_llm_in_an_existing_interpreter(project: Path, tmp_path: Path) -> None:
     python = recording_python(tmp_path)
     run = start(

@@ -89,6 +89,7 @@ def _runs(directory: Path) -> Iterator[tuple[Path, Case]]:
 
 
 def _flags(case: Case, configuration: dict[str, Any]) -> str:
-    own = {name: getattr(Config, name) for name in SETTINGS} | {"ops": case.ops}
-    told = {name: configuration.get(name, own[name]) for name in SETTINGS}
+    own = {name: getattr(Config, name) for name in SETTINGS if name not in case.unused}
+    own |= {"ops": case.ops} if case.ops else {}
+    told = {name: configuration.get(name, value) for name, value in own.items()}
     return " ".join(as_flag(name, value) for name, value in told.items() if value != own[name])

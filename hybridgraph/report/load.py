@@ -162,7 +162,7 @@ def _settings(configurations: dict[Case, dict[str, Any]]) -> list[str]:
         case.title: ", ".join(
             as_flag(name, configuration[name])
             for name in names
-            if configuration.get(name, getattr(Config, name)) != getattr(Config, name)
+            if name not in case.unused and configuration.get(name, getattr(Config, name)) != getattr(Config, name)
         )
         for case, configuration in configurations.items()
     }
@@ -174,7 +174,7 @@ def _settings(configurations: dict[Case, dict[str, Any]]) -> list[str]:
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """One result file, each number a float, each unknown a NaN."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

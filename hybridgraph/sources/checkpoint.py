@@ -12,7 +12,15 @@ from typing import Any
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.hub import ids_in, local_directory, looking_up, read_configuration, special_ids, unknown_model
+from hybridgraph.hub import (
+    ids_in,
+    local_directory,
+    location_of,
+    looking_up,
+    read_configuration,
+    special_ids,
+    unknown_model,
+)
 from hybridgraph.roofline import ModelShape
 from hybridgraph.shapes import DEFAULT_GPU_MODEL, builtin_config
 from hybridgraph.sources.supervise import SCRATCH
@@ -82,13 +90,9 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
 
 
 def _location(name: str, load_format: str) -> str:
-    if (directory := local_directory(name)) is not None:
-        return str(directory)
-    if load_format == "dummy":
+    if load_format == "dummy" and local_directory(name) is None:
         raise unknown_model(name)
-    if name.count("/") != 1:
-        raise UserError(f"model '{name}' is no directory, and no hub id: that is owner/name")
-    return name
+    return location_of(name)[0]
 
 
 def _read(location: str, file: str, *, required: bool = True) -> dict[str, Any]:
