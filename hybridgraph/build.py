@@ -15,7 +15,6 @@ from hybridgraph.options import EngineOptions, fitting
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import SourceInfo, TokenSource
 from hybridgraph.sources.huggingface import HuggingFaceSource
-from hybridgraph.sources.local import LocalEngineSource
 
 
 def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[LoadedModel, SourceInfo, Config]:
@@ -73,4 +72,4 @@ def open_source(config: Config, case: Case, progress: OnProgress = nobody) -> To
     if case == CASE1:
         loaded, info, _ = load(config, case, progress)
         return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
-    return LocalEngineSource(open_engine(config, case, progress))
+    return open_engine(config, case, progress)

@@ -101,34 +101,28 @@ class GeneratorLink:
         except (TypeError, OverflowError) as error:
             raise UserError(f"no request: {error}") from None
 
-    def receive(self) -> ToClient:
-        """The next message, whatever it is."""
+    def receive(self, *, descriptors: list[int] | None = None) -> ToClient:
+        """The next message, whatever it is; ``descriptors``: see ``ClientChannel.receive``."""
         try:
-            return self.channel.receive()
+            return self.channel.receive(descriptors=descriptors)
         except (GeneratorGone, TimeoutError, ProtocolError) as error:
             raise self.fault(error) from None
 
     def wait_for(
-        self, kind: type[_Reply], *, request_id: int | None = None, on_progress: OnProgress = nobody
+        self,
+        kind: type[_Reply],
+        *,
+        request_id: int | None = None,
+        on_progress: OnProgress = nobody,
+        descriptors: list[int] | None = None,
     ) -> _Reply:
         """The next message of type ``kind``; raises UserError where ``request_id`` or the connection failed instead."""
         while True:
-            message = self.receive()
+            message = self.receive(descriptors=descriptors)
             if isinstance(message, kind) and _is_of(message, request_id):
                 return message
             if isinstance(message, Progress):
                 on_progress(message.stage, message.done, message.total)
-            self.heed(message, request_id)
-
-    def wait_for_with_descriptors(self, kind: type[_Reply], *, request_id: int) -> tuple[_Reply, list[int]]:
-        """As ``wait_for``, and the file descriptors that came with the message, which the caller closes."""
-        while True:
-            try:
-                message, descriptors = self.channel.receive_with_descriptors()
-            except (GeneratorGone, TimeoutError, ProtocolError) as error:
-                raise self.fault(error) from None
-            if isinstance(message, kind) and _is_of(message, request_id):
-                return message, descriptors
             self.heed(message, request_id)
 
     def heed(self, message: ToClient, request_id: int | None) -> None:
@@ -196,7 +190,7 @@ class GeneratorClient:
         """Answer ``request``; raises RequestFailed, or UserError where the generator is gone."""
         request_id = self._request_id + 1
         with self._sending:
-            self._link.send(Generate.of(request_id, request))
+            self._link.send(Generate(request_id=request_id, request=request))
             self._request_id = request_id
         try:
             return self._receive_answer(request_id, emit)

@@ -13,7 +13,7 @@ the last id is read.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from inspect import GEN_SUSPENDED, getgeneratorstate
@@ -164,6 +164,13 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
             self._served(len(request.prompt_ids), plan)
             self.forget_overflow()
+
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        """Answer ``request``, as a ``TokenSource`` of this process."""
+        self.check(request)
+        for token in self.answer(request):
+            emit(token)
+        return self.report
 
     def require_usable(self) -> None:
         """Raise RuntimeError where an error has left the device unusable for this process."""

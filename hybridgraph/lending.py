@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.ipc.messages import CpuBuffer, CudaBuffer, DecodeStep, Failed, Finished, Prefill, Replayed
-from hybridgraph.served import SharingEngine
+
+if TYPE_CHECKING:
+    from hybridgraph.engine import HybridEngine
 
 LeaseMessage = Prefill | DecodeStep | Finished
 
@@ -19,25 +22,21 @@ LeaseMessage = Prefill | DecodeStep | Finished
 class Lease:
     """One client's use of the buffers, from Shared until it gives them back or is gone."""
 
-    def __init__(self, engine: SharingEngine) -> None:
+    def __init__(self, engine: HybridEngine) -> None:
         self._engine = engine
         self._holding = ExitStack()  # from an answer's Prefill to its Finished
-        self._exports = ExitStack()
         self.handles: dict[str, CudaBuffer | CpuBuffer] = {}
         self.descriptors: list[int] = []
 
     def __enter__(self) -> Lease:
-        from hybridgraph.ipc.buffers import ExportedBuffer  # needs torch, which serving by itself does not
+        from hybridgraph.ipc.buffers import export_tensor  # needs torch, which serving by itself does not
 
         for name, tensor in self._engine.shared_tensors().items():
-            buffer = self._exports.enter_context(ExportedBuffer(tensor, descriptor_index=len(self.descriptors)))
-            self.handles[name] = buffer.handle
-            self.descriptors += buffer.descriptors
+            self.handles[name] = export_tensor(tensor, self.descriptors)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._holding.close()
-        self._exports.close()
 
     def replay(self, message: LeaseMessage, log: Callable[[str], None]) -> Replayed | Failed | None:
         """Do what ``message`` asks for; the reply, where it has one."""

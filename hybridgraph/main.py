@@ -25,8 +25,8 @@ from hybridgraph.signals import stop_signals_raise
 
 if TYPE_CHECKING:
     from hybridgraph.client import GeneratorClient
+    from hybridgraph.engine import HybridEngine
     from hybridgraph.records import TokenSource
-    from hybridgraph.served import Engine
     from hybridgraph.shared_client import SharedBufferClient
 
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
@@ -75,7 +75,7 @@ def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = T
     case = variant(case, config.forward)
     from hybridgraph.server import serve as serve_engine
 
-    def open_with_progress(tell: Callable[[str, int, int], None]) -> Engine:
+    def open_with_progress(tell: Callable[[str, int, int], None]) -> HybridEngine:
         # Whoever reads our output is a client of this very run, and shows the progress that it is told.
         with progress_bars(ticking=True, shown=sys.stdout is not None and sys.stdout.isatty()) as bars:
 

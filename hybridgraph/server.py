@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.ipc.address import Listener, listen
@@ -42,9 +42,11 @@ from hybridgraph.ipc.messages import (
 from hybridgraph.lending import Lease, LeaseMessage
 from hybridgraph.progress import OnProgress, nobody, say
 from hybridgraph.records import Request
-from hybridgraph.served import Engine, SharingEngine
 from hybridgraph.signals import Stopped, StopSignals
 from hybridgraph.waiting import Job, Line
+
+if TYPE_CHECKING:
+    from hybridgraph.engine import HybridEngine  # whose torch is imported by who opens it
 
 MAX_WAITING_PER_CLIENT = 64
 
@@ -64,7 +66,7 @@ def log_to_stderr(text: str) -> None:
 
 def serve(
     path: Path | None,
-    open_engine: Callable[[OnProgress], Engine],
+    open_engine: Callable[[OnProgress], HybridEngine],
     *,
     on_listening: Callable[[Path], None] = nobody,
     on_ready: Callable[[], None] = nobody,
@@ -119,7 +121,7 @@ class Server:
             hello_timeout_s=patience.hello_s,
         )
         self._connections.watch(stop.wake, lambda: stop.wake.recv(64))
-        self._engine: Engine | None = None
+        self._engine: HybridEngine | None = None
         self._line = Line(lambda job, ahead: self._connections.send(job.connection, job.queued(ahead)))
         self._lease: Lease | None = None
         self._answered_s = -math.inf  # when a client was last given what it asked for
@@ -134,7 +136,7 @@ class Server:
         if self._stop.received is not None:
             raise Stopped
 
-    def run(self, engine: Engine, on_ready: Callable[[], None]) -> None:
+    def run(self, engine: HybridEngine, on_ready: Callable[[], None]) -> None:
         """Answer requests in the order of their arrival until a signal to stop."""
         self._engine = engine
         # What lives now lives until the end: a collection must not walk it while a request waits.
@@ -163,7 +165,7 @@ class Server:
     def close(self) -> None:
         self._connections.close()
 
-    def _wait(self, engine: Engine) -> None:
+    def _wait(self, engine: HybridEngine) -> None:
         """For something to happen: at first without sleeping, but not for long while a capture needs the GIL."""
         spin_s = SPIN_S if engine.is_capturing else IDLE_SPIN_S
         self._poll(0.0 if time.perf_counter() < self._answered_s + spin_s else None)
@@ -174,7 +176,7 @@ class Server:
         self._connections.poll(waits_s)
         self._line.remind(self._patience.remind_s)
 
-    def _serve(self, engine: Engine, job: Job) -> None:
+    def _serve(self, engine: HybridEngine, job: Job) -> None:
         try:
             if job.request is None:
                 self._lend(engine, job)
@@ -191,7 +193,7 @@ class Server:
         finally:
             self._line.holder = None
 
-    def _require_usable(self, engine: Engine) -> None:
+    def _require_usable(self, engine: HybridEngine) -> None:
         """Raise UserError, and tell every client, where no later request could be answered either."""
         try:
             engine.require_usable()
@@ -200,7 +202,7 @@ class Server:
             self.end_all("engine", reason)
             raise UserError(reason) from None
 
-    def _answer(self, engine: Engine, job: Job, request: Request) -> None:
+    def _answer(self, engine: HybridEngine, job: Job, request: Request) -> None:
         if not job.checked:  # it came before the engine
             engine.check(request)
         with closing(engine.answer(request)) as ids:
@@ -218,10 +220,8 @@ class Server:
         if self._stop.received is not None and time.monotonic() > self._stop.received_s + self._patience.finish_s:
             raise _Interrupted("stopped", "the generator was stopped before the answer was complete")
 
-    def _lend(self, engine: Engine, job: Job) -> None:
+    def _lend(self, engine: HybridEngine, job: Job) -> None:
         """Export the static buffers to one client, and replay for it until it gives the engine back."""
-        if not isinstance(engine, SharingEngine):
-            raise UserError("this generator's engine has no buffers to share")
         with Lease(engine) as lease:
             reply = Shared(request_id=job.request_id, buffers=lease.handles)
             self._connections.send_with_descriptors(job.connection, reply, lease.descriptors)
@@ -238,7 +238,7 @@ class Server:
 
     def _receive(self, connection: Connection, message: ToServer) -> None:
         if isinstance(message, Generate):
-            self._enqueue(connection, message.request_id, message.to_request())
+            self._enqueue(connection, message.request_id, message.request)
         elif isinstance(message, Share):
             self._enqueue(connection, message.request_id, None)
         elif isinstance(message, LeaseMessage):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from hybridgraph.buffers import StaticBuffers
 from hybridgraph.client import SILENCE_S, GeneratorLink, OnQueued
 from hybridgraph.errors import UserError, one_line
-from hybridgraph.ipc.buffers import SHARED_NAMES, ImportedBuffer
+from hybridgraph.ipc.buffers import SHARED_NAMES, import_tensor
 from hybridgraph.ipc.messages import DecodeStep, Finished, GetStats, Prefill, Ready, Replayed, Share, Shared, Stats
 from hybridgraph.ops import dynamic_ops
 from hybridgraph.progress import OnProgress, nobody
@@ -30,10 +29,9 @@ from hybridgraph.timing import DeviceTimer
 class SharedBufferClient:
     """A ``TokenSource``. It holds the engine from ``connect`` to ``close``; other clients wait that long."""
 
-    def __init__(self, link: GeneratorLink, ready: Ready, imported: ExitStack, shared: dict[str, Tensor]) -> None:
+    def __init__(self, link: GeneratorLink, ready: Ready, shared: dict[str, Tensor]) -> None:
         self._link = link
         self._ready = ready
-        self._imported = imported
         self._shared = shared
         # Fused operations write only to the engine's own buffers; native's sample the same ids.
         self._ops = dynamic_ops("native" if ready.info.ops == "fused" else ready.info.ops)
@@ -61,11 +59,9 @@ class SharedBufferClient:
         link, ready = GeneratorLink.open(
             path, script=script, silence_s=silence_s, on_progress=on_progress, on_queued=on_queued
         )
-        imported = ExitStack()
         try:
-            return cls(link, ready, imported, _import_buffers(link, imported))
+            return cls(link, ready, _import_buffers(link))
         except BaseException:
-            imported.close()
             link.channel.close()
             raise
 
@@ -104,7 +100,6 @@ class SharedBufferClient:
     def close(self) -> None:
         """Let go of the buffers, then of the engine: in this order, because the buffers are the generator's."""
         self._shared = {}
-        self._imported.close()
         self._link.channel.close()
 
     def _replay(self, message: Prefill | DecodeStep) -> Replayed:
@@ -140,17 +135,15 @@ class SharedBufferClient:
         return Report(device_ms=device_ms, graph_path=report.graph_path)
 
 
-def _import_buffers(link: GeneratorLink, imported: ExitStack) -> dict[str, Tensor]:
+def _import_buffers(link: GeneratorLink) -> dict[str, Tensor]:
     link.send(Share(request_id=1))
-    shared, descriptors = link.wait_for_with_descriptors(Shared, request_id=1)
+    descriptors: list[int] = []
     try:
+        shared = link.wait_for(Shared, request_id=1, descriptors=descriptors)
         missing = [name for name in SHARED_NAMES if name not in shared.buffers]
         if missing:
             raise UserError(f"the generator at {link.path} shares no {missing[0]}")
-        return {
-            name: imported.enter_context(ImportedBuffer(shared.buffers[name], descriptors)).tensor
-            for name in SHARED_NAMES
-        }
+        return {name: import_tensor(shared.buffers[name], descriptors) for name in SHARED_NAMES}
     except (RuntimeError, ValueError, OSError) as error:  # of the driver: not every container lets processes share
         where = f"the buffers of the generator at {link.path} cannot be used from here"
         raise UserError(f"{where} ({one_line(error)}): leave out --share-buffers") from None

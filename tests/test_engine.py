@@ -30,7 +30,6 @@ from hybridgraph.options import EngineOptions
 from hybridgraph.records import Request
 from hybridgraph.shapes import builtin_config
 from hybridgraph.sources.huggingface import HuggingFaceSource
-from hybridgraph.sources.local import LocalEngineSource
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +51,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def greedy(source: HuggingFaceSource | LocalEngineSource, prompt: list[int], new_tokens: int) -> list[int]:
+def greedy(source: HuggingFaceSource | HybridEngine, prompt: list[int], new_tokens: int) -> list[int]:
     answer: list[int] = []
     source.stream(Request(prompt_ids=prompt, max_new_tokens=new_tokens, temperature=0.0), answer.append)
     return answer
@@ -78,7 +77,7 @@ def test_greedy_equals_generate_at_every_length(loaded: LoadedModel, options: En
     with open_engine(loaded, options) as engine:
         for length in range(1, 131):
             prompt, expected = prompt_and_answer(loaded, random_ids, length, 41)
-            assert greedy(LocalEngineSource(engine), prompt, 41) == expected
+            assert greedy(engine, prompt, 41) == expected
         counters = engine.stats()["counters"]
     assert sum(counters[path] for path in ("exact", "padded", "captured", "eager")) == 130
     assert counters["failed"] == counters["eager"] == 0
@@ -87,7 +86,7 @@ def test_greedy_equals_generate_at_every_length(loaded: LoadedModel, options: En
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_case3_equals_generate_over_64_tokens(name: str, tmp_path: Path, random_ids: Ids) -> None:
     loaded = tiny_model(name, tmp_path)
-    source = LocalEngineSource(open_engine(loaded, CASE3))
+    source = open_engine(loaded, CASE3)
     for length in (1, 17, 64):
         prompt, expected = prompt_and_answer(loaded, random_ids, length, 64)
         assert greedy(source, prompt, 64) == expected
@@ -98,7 +97,7 @@ def test_architectures_without_rotary_embeddings_run_in_case3(tmp_path: Path, ra
         '{"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500, "n_positions": 256}'
     )
     loaded = load_model(str(tmp_path), load_format="dummy", dtype="float32", device=torch.device("cpu"), seed=1)
-    source = LocalEngineSource(open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=256)))
+    source = open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=256))
     prompt, expected = prompt_and_answer(loaded, random_ids, 20, 20)
     assert greedy(source, prompt, 20) == expected
 
@@ -165,10 +164,10 @@ def test_real_model_answers_as_generate_does(smollm2: str) -> None:
     for number in range(5):
         prompt = [504 + (number * 7919 + i * 104729) % 40000 for i in range(5 + 4 * number)]
         expected = greedy(baseline, prompt, 64)
-        assert greedy(LocalEngineSource(case3), prompt, 64) == expected
+        assert greedy(case3, prompt, 64) == expected
         if number < 2:
             for engine in (case2, case4):
-                assert greedy(LocalEngineSource(engine), prompt, 40) == expected[:40]
+                assert greedy(engine, prompt, 40) == expected[:40]
 
 
 def test_sampling_is_seeded_and_independent_of_the_graph(loaded: LoadedModel, random_ids: Ids) -> None:
@@ -424,7 +423,7 @@ def test_what_fails_in_the_background_is_not_tried_again(loaded: LoadedModel, ra
         engine._pool.backend = OutOfMemoryOnce(engine._pool.backend, 1)  # type: ignore[assignment]
         prompt, expected = prompt_and_answer(loaded, random_ids, 15, 4)
         for _ in range(3):
-            assert greedy(LocalEngineSource(engine), prompt, 4) == expected
+            assert greedy(engine, prompt, 4) == expected
             wait_until(lambda: not engine.is_capturing)
         assert engine.stats()["counters"] | {"padded": 3, "failed": 1, "background": 0} == engine.stats()["counters"]
 
@@ -544,7 +543,7 @@ def test_a_request_takes_the_graph_that_is_being_captured_for_it(loaded: LoadedM
         list(engine.generate(random_ids(10, 500), 1))  # its successors are captured next: 11 first
         wait_until(lambda: engine.is_capturing and CAPTURING.locked())
         prompt, expected = prompt_and_answer(loaded, random_ids, 11, 3)
-        assert greedy(LocalEngineSource(engine), prompt, 3) == expected
+        assert greedy(engine, prompt, 3) == expected
         wait_until(lambda: not engine.is_capturing)
         captured = engine.stats()
         assert captured["captures"] == 1 + 1 + captured["graphs_held"] - 1, "decode, and each graph once"
@@ -594,7 +593,7 @@ def test_lengths_beyond_the_largest_graph_roll_through_the_pool(loaded: LoadedMo
     with open_engine(loaded, options) as engine:
         for length in (200, 150, 250, 200, 100):
             prompt, expected = prompt_and_answer(loaded, random_ids, length, 3)
-            assert greedy(LocalEngineSource(engine), prompt, 3) == expected
+            assert greedy(engine, prompt, 3) == expected
         assert engine.stats()["graphs_held"] == 3
         assert engine.stats()["counters"]["captured"] == 4
 
@@ -607,7 +606,7 @@ def test_a_long_first_seen_prompt_runs_in_pieces_and_then_by_its_own_graph(
     with open_engine(loaded, options) as engine:
         paths = []
         for prompt, expected in prompts:
-            assert greedy(LocalEngineSource(engine), prompt, 40) == expected
+            assert greedy(engine, prompt, 40) == expected
             paths.append(engine.report.graph_path)
             wait_until(lambda: engine.stats()["counters"]["background"] == 1)
         assert paths == ["chunked", "exact"]
@@ -623,7 +622,7 @@ def test_the_prompt_after_one_in_pieces_is_read_from_its_first_id(
     options = EngineOptions(ops=ops, forward="fused", precapture=(30, 90), positions=256, async_capture=False)
     with open_engine(loaded, options) as engine:
         for (prompt, expected), path in ((long, "chunked"), (short, "padded"), (long, "chunked"), (exact, "exact")):
-            assert greedy(LocalEngineSource(engine), prompt, 10) == expected
+            assert greedy(engine, prompt, 10) == expected
             assert engine.report.graph_path == path
 
 

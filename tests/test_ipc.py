@@ -34,7 +34,7 @@ from hybridgraph.ipc.messages import (
     decode_to_server,
     encode,
 )
-from hybridgraph.records import Report, SourceInfo
+from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
 
 INFO = SourceInfo(
@@ -95,7 +95,9 @@ def test_messages_survive_the_wire(message: Ready | Token | Done | Failed | Shar
 
 def test_decoding_random_bytes_yields_protocol_errors_only() -> None:
     draw = random.Random(0)
-    valid = body(encode(Generate(request_id=1, prompt_ids=[1, 2, 3], max_new_tokens=1, temperature=0.7, seed=1)))
+    valid = body(
+        encode(Generate(request_id=1, request=Request(prompt_ids=[1, 2, 3], max_new_tokens=1, temperature=0.7, seed=1)))
+    )
     refused = 0
     for _ in range(20_000):
         data = bytearray(valid) if draw.random() < 0.5 else bytearray(draw.randbytes(draw.randrange(60)))
@@ -132,7 +134,12 @@ def test_frame_limits() -> None:
     with pytest.raises(FrameTooLarge):
         reader.next()
     with pytest.raises(FrameTooLarge):
-        encode(Generate(request_id=1, prompt_ids=[0] * MAX_FRAME_BYTES, max_new_tokens=1, temperature=0.0, seed=0))
+        encode(
+            Generate(
+                request_id=1,
+                request=Request(prompt_ids=[0] * MAX_FRAME_BYTES, max_new_tokens=1, temperature=0.0, seed=0),
+            )
+        )
     cut_off = FrameReader()
     cut_off.feed(encode(HELLO)[:-1])
     assert cut_off.next() is None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 
-from hybridgraph.ipc.buffers import ExportedBuffer, ImportedBuffer
+from hybridgraph.ipc.buffers import export_tensor, import_tensor
 from hybridgraph.ipc.messages import CpuBuffer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,22 +19,22 @@ ROOT = Path(__file__).resolve().parents[1]
 # Doubles imported tensors in place; descriptors are inherited under the same numbers.
 IMPORTER = """
 import sys, msgspec
-from hybridgraph.ipc.buffers import ImportedBuffer
+from hybridgraph.ipc.buffers import import_tensor
 from hybridgraph.ipc.messages import CpuBuffer, CudaBuffer
 handles = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=list[CpuBuffer | CudaBuffer])
 for handle in handles:
-    with ImportedBuffer(handle, [int(number) for number in sys.argv[2:]]) as buffer:
-        print(buffer.tensor.double().sum().item())
-        buffer.tensor.mul_(2)
-        if buffer.tensor.is_cuda:
-            buffer.tensor.sum().item()  # the device has finished before this process says so by ending
+    tensor = import_tensor(handle, [int(number) for number in sys.argv[2:]])
+    print(tensor.double().sum().item())
+    tensor.mul_(2)
+    if tensor.is_cuda:
+        tensor.sum().item()  # the device has finished before this process says so by ending
 """
 
 
-def double_elsewhere(exported: list[ExportedBuffer]) -> list[float]:
+def double_elsewhere(tensors: list[torch.Tensor]) -> list[float]:
     """The sums that another process sees, which doubles every element after that."""
-    descriptors = [number for buffer in exported for number in buffer.descriptors]
-    handles = msgspec.msgpack.encode([buffer.handle for buffer in exported]).hex()
+    descriptors: list[int] = []
+    handles = msgspec.msgpack.encode([export_tensor(tensor, descriptors) for tensor in tensors]).hex()
     child = subprocess.run(
         [sys.executable, "-c", IMPORTER, handles, *map(str, descriptors)],
         pass_fds=descriptors,
@@ -54,12 +53,7 @@ def test_another_process_reads_and_writes_the_same_memory(device: str) -> None:
     wholes = [torch.randint(-50, 50, (7, 5), device=device).to(dtype) for dtype in dtypes]
     early_views = [whole[3] for whole in wholes]
     before = [whole.clone() for whole in wholes]
-    with ExitStack() as stack:
-        exported = [
-            stack.enter_context(ExportedBuffer(whole[2:4], descriptor_index=index))
-            for index, whole in enumerate(wholes)
-        ]
-        sums = double_elsewhere(exported)
+    sums = double_elsewhere([whole[2:4] for whole in wholes])
     assert sums == [tensor[2:4].double().sum().item() for tensor in before]
     for whole, view, was in zip(wholes, early_views, before, strict=True):
         was[2:4] *= 2
@@ -69,34 +63,25 @@ def test_another_process_reads_and_writes_the_same_memory(device: str) -> None:
 
 def test_exporting_twice_gives_the_same_memory() -> None:
     tensor = torch.arange(10)
-    with ExportedBuffer(tensor) as first, ExportedBuffer(tensor, descriptor_index=1) as second:
-        with ImportedBuffer(second.handle, [*first.descriptors, *second.descriptors]) as imported:
-            imported.tensor[0] = 41
-        with ImportedBuffer(first.handle, first.descriptors) as imported:
-            assert imported.tensor.tolist() == [41, *range(1, 10)]
+    descriptors: list[int] = []
+    first, second = export_tensor(tensor, descriptors), export_tensor(tensor, descriptors)
+    import_tensor(second, descriptors)[0] = 41
+    assert import_tensor(first, descriptors).tolist() == [41, *range(1, 10)]
     assert tensor[0] == 41
-
-
-def test_a_closed_import_is_not_to_be_used() -> None:
-    with ExportedBuffer(torch.zeros(3)) as exported:
-        imported = ImportedBuffer(exported.handle, exported.descriptors)
-        imported.close()
-        with pytest.raises(ValueError, match="closed"):
-            imported.tensor.sum()
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ValueError, match="contiguous"):
-        ExportedBuffer(torch.zeros(4, 4).t())
-    with ExportedBuffer(torch.zeros(4)) as exported:
-        handle = exported.handle
-        assert isinstance(handle, CpuBuffer)
-        for change, error in (
-            ({"shape": (5,)}, "does not lie in"),
-            ({"offset": 1}, "does not lie in"),
-            ({"shape": (1 << 20,), "storage_bytes": 4 << 20}, "does not lie in"),
-            ({"dtype": "object"}, "of type object"),
-            ({"descriptor_index": 1}, "without its descriptor"),
-        ):
-            with pytest.raises(ValueError, match=error):
-                ImportedBuffer(msgspec.structs.replace(handle, **change), exported.descriptors)
+        export_tensor(torch.zeros(4, 4).t(), [])
+    tensor, descriptors = torch.zeros(4), list[int]()
+    handle = export_tensor(tensor, descriptors)
+    assert isinstance(handle, CpuBuffer)
+    for change, error in (
+        ({"shape": (5,)}, "does not lie in"),
+        ({"offset": 1}, "does not lie in"),
+        ({"shape": (1 << 20,), "storage_bytes": 4 << 20}, "does not lie in"),
+        ({"dtype": "object"}, "of type object"),
+        ({"descriptor_index": 1}, "without its descriptor"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            import_tensor(msgspec.structs.replace(handle, **change), descriptors)

@@ -36,7 +36,7 @@ LAYERS: dict[str, int] = {
             "errors files output progress signals config cases records prompts shapes provenance"
             " stats roofline rows run_record results summary",
             "nvml environment hub model buffers timing ops options forward graphs engine",
-            "ipc server served client shared_client lending waiting",
+            "ipc server client shared_client lending waiting",
             "runner resume sources build pair main",
         )
     )

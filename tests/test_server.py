@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -37,7 +38,6 @@ from hybridgraph.ipc.messages import (
     Prefill,
     Queued,
     Ready,
-    Share,
     Stats,
     ToClient,
     Token,
@@ -46,7 +46,7 @@ from hybridgraph.ipc.messages import (
 from hybridgraph.main import refuse_to_wait
 from hybridgraph.progress import OnProgress, nobody
 from hybridgraph.records import Report, Request
-from hybridgraph.server import MAX_WAITING_PER_CLIENT, Engine, Patience, Server, serve
+from hybridgraph.server import MAX_WAITING_PER_CLIENT, Patience, Server, serve
 from hybridgraph.signals import StopSignals
 
 SCRIPT = "case4_jit_cuda_generator.py"
@@ -121,7 +121,9 @@ def ask(client: GeneratorClient, prompt_ids: list[int], count: int = 1, seed: in
 
 
 def generate(request: int, prompt_ids: list[int], count: int = 1) -> Generate:
-    return Generate(request_id=request, prompt_ids=prompt_ids, max_new_tokens=count, temperature=0.0, seed=0)
+    return Generate(
+        request_id=request, request=Request(prompt_ids=prompt_ids, max_new_tokens=count, temperature=0.0, seed=0)
+    )
 
 
 def assert_serves(path: Path) -> None:
@@ -460,10 +462,6 @@ def test_buffers_are_refused_where_the_engine_has_none(served: Path) -> None:
         assert channel.receive() == Failed(
             request_id=1, kind="request", error="this client does not hold the shared buffers"
         )
-        channel.send(Share(request_id=2))
-        assert channel.receive() == Failed(
-            request_id=2, kind="request", error="this generator's engine has no buffers to share"
-        )
 
 
 # --- the generator's end ------------------------------------------------------------------------
@@ -592,7 +590,7 @@ def test_clients_at_the_door_are_told_why_the_generator_ends(tmp_path: Path) -> 
     """They connected and said Hello after the last time the generator looked."""
     channels: list[ClientChannel] = []
 
-    def open_engine(_: OnProgress) -> Engine:
+    def open_engine(_: OnProgress) -> Any:
         for _number in range(5):
             channels.append(ClientChannel.connect(tmp_path / "socket", silence_s=5.0))
             channels[-1].send(HELLO)
@@ -608,7 +606,7 @@ def test_clients_at_the_door_are_told_why_the_generator_ends(tmp_path: Path) -> 
 def test_a_stop_that_breaks_an_import_is_no_failed_start(tmp_path: Path) -> None:
     """Libraries catch whatever their imports raise, and raise something else."""
 
-    def open_engine(_: OnProgress) -> Engine:
+    def open_engine(_: OnProgress) -> Any:
         with suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
         raise ImportError("are its requirements defined correctly?")
@@ -619,7 +617,7 @@ def test_a_stop_that_breaks_an_import_is_no_failed_start(tmp_path: Path) -> None
 def test_a_generator_told_to_stop_as_soon_as_it_listens_opens_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     opened: list[OnProgress] = []
 
-    def open_engine(progress: OnProgress) -> Engine:
+    def open_engine(progress: OnProgress) -> Any:
         opened.append(progress)
         return ToyEngine()
 

@@ -140,7 +140,9 @@ def greeted(path: Path) -> ClientChannel:
 def test_others_wait_until_the_buffers_are_given_back(path: Path) -> None:
     with closing(greeted(path)) as other:
         with closing(SharedBufferClient.connect(path, script=SCRIPT)) as sharing:
-            other.send(Generate(request_id=1, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
+            other.send(
+                Generate(request_id=1, request=Request(prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
+            )
             assert other.receive() == Queued(request_id=1, position=1)
             other.send(Prefill(request_id=2, length=3))
             refused = other.receive()
@@ -154,7 +156,8 @@ def test_others_wait_until_the_buffers_are_given_back(path: Path) -> None:
 def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
     with closing(greeted(path)) as channel:
         channel.send(Share(request_id=1))
-        shared, descriptors = channel.receive_with_descriptors()
+        descriptors: list[int] = []
+        shared = channel.receive(descriptors=descriptors)
         assert isinstance(shared, Shared)
         assert set(shared.buffers) == set(SHARED_NAMES)
         for descriptor in descriptors:
@@ -168,7 +171,7 @@ def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
         channel.send(Finished(request_id=2))
         assert [type(channel.receive()) for _ in range(2)] == [Replayed, Replayed]
         channel.send(Cancel(request_id=1))
-        channel.send(Generate(request_id=3, prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0))
+        channel.send(Generate(request_id=3, request=Request(prompt_ids=[3], max_new_tokens=1, temperature=0.0, seed=0)))
         received = channel.receive()
         while isinstance(received, Queued):
             received = channel.receive()

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,39 +17,11 @@ from hybridgraph.progress import OnProgress, say
 from hybridgraph.records import GraphPath
 from hybridgraph.timing import Stopwatch
 
+if TYPE_CHECKING:
+    from hybridgraph.forward.static import StaticOperations
+
 CAPTURING = threading.Lock()  # one capture at a time in a process, whichever engine's
 DECODE = 0  # the decode graph's key among the costs; no prompt has this length
-
-
-class Capturable(Protocol):
-    """The static operations, bound to the engine's buffers."""
-
-    @property
-    def supports_chunks(self) -> bool:
-        """Whether a prompt may be run in several chunks."""
-        ...
-
-    def run_prefill(self, length: int) -> None:
-        """Run ``length`` ids of the prompt, from where it was pointed at."""
-        ...
-
-    def run_decode(self) -> None: ...
-
-    def point_at(self, start: int, last: int) -> None:
-        """What runs next reads ids from ``start`` on, the last real one of which is ``last``."""
-        ...
-
-    def point_back(self) -> None:
-        """At the first id, on which whoever places the next prompt counts."""
-        ...
-
-    def forget_overflow(self) -> None:
-        """Where the logits are not finite, clear what would spoil later ones."""
-        ...
-
-    def rehearse_prefill(self, length: int) -> None:
-        """The same work on buffers of its own, so that a request in flight never notices."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +34,7 @@ class Plan:
     padded_length: int  # how many ids ``run`` reads
 
 
-def eagerly(static: Capturable, length: int) -> Plan:
+def eagerly(static: StaticOperations, length: int) -> Plan:
     """The plan without any graph."""
     return Plan(length, "eager", lambda: static.run_prefill(length), padded_length=length)
 
@@ -82,7 +54,9 @@ class GraphPool:
     ``turn`` is taken by whoever replays, changes the pool, or counts what is in it.
     """
 
-    def __init__(self, static: Capturable, backend: GraphBackend, cache: GraphCache[CapturedGraph], turn: Turn) -> None:
+    def __init__(
+        self, static: StaticOperations, backend: GraphBackend, cache: GraphCache[CapturedGraph], turn: Turn
+    ) -> None:
         self.turn = turn
         self.backend = backend
         self.cache = cache
@@ -121,10 +95,8 @@ class GraphPool:
         self.cache.served(length, plan.key, plan.path)
 
     def replay_decode(self) -> None:
-        if self._decode is not None:
-            self._decode.replay()
-        else:
-            self._static.run_decode()
+        assert self._decode is not None
+        self._decode.replay()
 
     def capture_in_background(self, length: int) -> None:
         """Capture while requests are served; the turn is taken for the exchange alone, where the driver uploads."""

@@ -1,10 +1,8 @@
-"""Tensors shared between processes, with their lifetimes as types.
+"""Tensors shared between processes.
 
-An ``ExportedBuffer`` belongs to the process that owns the tensor and must be entered for as long as
-anyone imports it; an ``ImportedBuffer`` belongs to the process that borrows it, and its tensor must
-not be used once it is closed. On a GPU the memory is named by CUDA IPC handles; on the CPU it is
-moved into anonymous shared memory whose descriptor travels with the message. That memory has no
-name: there is nothing that another process could unlink or that a killed one could leave behind.
+On a GPU the memory is named by CUDA IPC handles; on the CPU it is moved into anonymous shared memory
+whose descriptor travels with the message. That memory has no name: there is nothing that another
+process could unlink or that a killed one could leave behind.
 """
 
 from __future__ import annotations
@@ -29,70 +27,38 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
 )}  # fmt: skip
 
 
-class ExportedBuffer:
-    """Makes a contiguous tensor importable, in place: every view of its storage stays valid, on the CPU included."""
+def export_tensor(tensor: Tensor, descriptors: list[int]) -> CudaBuffer | CpuBuffer:
+    """The handle by which another process imports ``tensor``, which has to live for as long as anyone does.
 
-    def __init__(self, tensor: Tensor, *, descriptor_index: int = 0) -> None:
-        """``descriptor_index``: how many descriptors of other buffers go before this one's in the same message."""
-        if not tensor.is_contiguous():
-            raise ValueError("only contiguous tensors can be shared")
-        self._tensor: Tensor | None = tensor
-        self.handle: CudaBuffer | CpuBuffer
-        self.descriptors: list[int] = []  # owned by the storage: valid while this is entered
-        if tensor.device.type == "cuda":
-            self.handle = _export_cuda(tensor)
-        else:
-            self.handle, descriptor = _export_cpu(tensor, descriptor_index)
-            self.descriptors = [descriptor]
-
-    def __enter__(self) -> ExportedBuffer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tensor = None
+    In place: every view of its storage stays valid. A descriptor that has to travel with the handle is appended to
+    ``descriptors``; it belongs to the storage.
+    """
+    if not tensor.is_contiguous():
+        raise ValueError("only contiguous tensors can be shared")
+    return _export_cuda(tensor) if tensor.is_cuda else _export_cpu(tensor, descriptors)
 
 
-class ImportedBuffer:
-    """Another process's tensor. ``tensor`` is valid until ``close``, and while the exporter lives."""
+def import_tensor(handle: CudaBuffer | CpuBuffer, descriptors: Sequence[int]) -> Tensor:
+    """Another process's tensor, valid while that process lives: the last view of it unmaps the memory here.
 
-    def __init__(self, handle: CudaBuffer | CpuBuffer, descriptors: Sequence[int]) -> None:
-        """``descriptors`` are those that came with the message; they stay the caller's to close."""
-        if handle.dtype not in _DTYPES:
-            raise ValueError(f"a shared buffer of type {handle.dtype}")
-        self._tensor: Tensor | None
-        if isinstance(handle, CudaBuffer):
-            self._tensor = _import_cuda(handle)
-        else:
-            self._tensor = _import_cpu(handle, descriptors)
-
-    @property
-    def tensor(self) -> Tensor:
-        if self._tensor is None:
-            raise ValueError("this imported buffer is closed")
-        return self._tensor
-
-    def close(self) -> None:
-        """Let go of the memory: dropping the last tensor over it unmaps it here and tells the exporter's counter."""
-        self._tensor = None
-
-    def __enter__(self) -> ImportedBuffer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    ``descriptors`` are those that came with the message; they stay the caller's to close.
+    """
+    if handle.dtype not in _DTYPES:
+        raise ValueError(f"a shared buffer of type {handle.dtype}")
+    return _import_cuda(handle) if isinstance(handle, CudaBuffer) else _import_cpu(handle, descriptors)
 
 
-def _export_cpu(tensor: Tensor, descriptor_index: int) -> tuple[CpuBuffer, int]:
+def _export_cpu(tensor: Tensor, descriptors: list[int]) -> CpuBuffer:
     # Swaps the storage's memory for an unlinked shared segment, unless it is one already.
     descriptor, num_bytes = tensor.untyped_storage()._share_fd_cpu_()
-    handle = CpuBuffer(
+    descriptors.append(descriptor)
+    return CpuBuffer(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.shape),
         offset=int(tensor.storage_offset()),
         storage_bytes=num_bytes,
-        descriptor_index=descriptor_index,
+        descriptor_index=len(descriptors) - 1,
     )
-    return handle, descriptor
 
 
 def _import_cpu(handle: CpuBuffer, descriptors: Sequence[int]) -> Tensor:

@@ -74,7 +74,6 @@ class ClientChannel:
         """``connection`` is owned from here on; ``silence_s``: see ``bear_silence``."""
         self._socket = connection
         self._reader = FrameReader()
-        self._descriptors: list[int] = []
         self.bear_silence(silence_s)
 
     def bear_silence(self, silence_s: float) -> None:
@@ -112,15 +111,25 @@ class ClientChannel:
         except BlockingIOError:
             raise TimeoutError from None
 
-    def receive(self) -> ToClient:
-        """The next message; raises GeneratorGone, TimeoutError or ProtocolError."""
+    def receive(self, *, descriptors: list[int] | None = None) -> ToClient:
+        """The next message; raises GeneratorGone, TimeoutError or ProtocolError.
+
+        ``descriptors``: gathers the file descriptors that come with it, for the caller to close.
+        """
         while (body := self._reader.next()) is None:
             try:
-                self._feed(self._receive_spinning() or self._socket.recv(RECEIVE_BYTES))
+                if descriptors is None:
+                    data = self._receive_spinning() or self._socket.recv(RECEIVE_BYTES)
+                else:
+                    data, received, _, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, MAX_DESCRIPTORS)
+                    descriptors += received
             except BlockingIOError:
                 raise TimeoutError from None
             except ConnectionResetError:
                 raise GeneratorGone from None
+            if not data:
+                raise GeneratorGone
+            self._reader.feed(data)
         return decode_to_client(body)
 
     def _receive_spinning(self) -> bytes:
@@ -133,27 +142,5 @@ class ClientChannel:
                 continue
         return b""
 
-    def receive_with_descriptors(self) -> tuple[ToClient, list[int]]:
-        """As ``receive``, and the file descriptors that came with it, which the caller closes."""
-        while (body := self._reader.next()) is None:
-            try:
-                data, descriptors, _, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, MAX_DESCRIPTORS)
-            except BlockingIOError:
-                raise TimeoutError from None
-            except ConnectionResetError:
-                raise GeneratorGone from None
-            self._descriptors += descriptors
-            self._feed(data)
-        descriptors, self._descriptors = self._descriptors, []
-        return decode_to_client(body), descriptors
-
-    def _feed(self, data: bytes) -> None:
-        if not data:
-            raise GeneratorGone
-        self._reader.feed(data)
-
     def close(self) -> None:
         self._socket.close()
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []

@@ -18,7 +18,7 @@ import msgspec
 from hybridgraph.errors import shortened
 from hybridgraph.records import Report, Request, SourceInfo
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 
@@ -58,29 +58,7 @@ class Generate(Message, tag="generate"):
     """Answer one prompt. Replies: Queued where others are ahead, Token for each id, then Done or Failed."""
 
     request_id: int  # chosen by the client, unique within its connection
-    prompt_ids: list[int]
-    max_new_tokens: int
-    temperature: float  # 0 is greedy
-    seed: int
-
-    @classmethod
-    def of(cls, request_id: int, request: Request) -> Generate:
-        """The message that asks for ``request``."""
-        return cls(
-            request_id=request_id,
-            prompt_ids=request.prompt_ids,
-            max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
-
-    def to_request(self) -> Request:
-        return Request(
-            prompt_ids=self.prompt_ids,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-        )
+    request: Request
 
 
 class Cancel(Message, tag="cancel"):
