@@ -396,12 +396,19 @@ def test_text_prompts_are_windows_of_exact_length() -> None:
         prompts.ids(101, 0)
 
 
-def test_every_request_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rests: list[float] = []
-    monkeypatch.setattr("hybridgraph.runner.time.sleep", rests.append)
-    source = CountingSource()
-    measure(source, config(tmp_path, pause_ms=20), CASE1)
-    assert rests == [0.02] * len(source.requests)
+def test_every_request_rests(tmp_path: Path) -> None:
+    class Clocked(CountingSource):
+        answered_s = perf_counter()
+
+        def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+            rests_s.append(perf_counter() - self.answered_s)
+            report = super().stream(request, emit)
+            self.answered_s = perf_counter()
+            return report
+
+    rests_s: list[float] = []
+    measure(Clocked(), config(tmp_path, pause_ms=20), CASE1)
+    assert len(rests_s) == 12 and min(rests_s) >= 0.020
 
 
 def test_greedy_requests_are_greedy(tmp_path: Path) -> None:
