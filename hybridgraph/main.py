@@ -18,7 +18,7 @@ from hybridgraph.cases import CASE2, CASE4, CASE4_FUSED, Case, variant
 from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import UserError, guarded, one_line
 from hybridgraph.output import OutputLost, printing
-from hybridgraph.progress import progress_bars, say
+from hybridgraph.progress import IMPORTING, progress_bars, say
 from hybridgraph.results import ResultFiles, set_all_aside
 from hybridgraph.run_record import record_not_run, run_id_of, why_ended
 from hybridgraph.signals import stop_signals_raise
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
 
 PAIRS = {case.key: case for case in (CASE2, CASE4)}
-IMPORTING = "importing torch"
 INTERRUPTED = "interrupted: every finished row is on disk; --resume goes on from there"
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+IMPORTING = "importing torch"  # the first stage of whatever is opened
+
 OnProgress = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
 
 

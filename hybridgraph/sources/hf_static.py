@@ -12,12 +12,13 @@ from dataclasses import replace
 from hybridgraph.build import load
 from hybridgraph.cases import HF_COMPILED, Case
 from hybridgraph.config import Config
+from hybridgraph.progress import OnProgress
 from hybridgraph.sources.huggingface import HuggingFaceSource
 
 
-def open_hf_static(config: Config, case: Case) -> HuggingFaceSource:
+def open_hf_static(config: Config, case: Case, progress: OnProgress) -> HuggingFaceSource:
     """The baseline's source with a static cache, one for all lengths, on the device that ``config`` means."""
-    loaded, info, resolved = load(config, case)
+    loaded, info, resolved = load(config, case, progress)
     arguments = {"cache_implementation": "static", "max_cache_len": resolved.positions}
     compiled = "decode"
     if case == HF_COMPILED:

@@ -14,6 +14,7 @@ from pathlib import Path
 from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, VLLM, Case, variant
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
+from hybridgraph.progress import IMPORTING, progress_bars
 from hybridgraph.records import TokenSource
 from hybridgraph.sources.nvidia import find_gpu
 from hybridgraph.sources.supervise import Deadlines, SupervisedSource, is_child, run_supervised
@@ -45,9 +46,11 @@ def run_in_child(config: Config, case: Case) -> int:
 def open_source(config: Config, case: Case) -> TokenSource:
     """The engine of ``case``, loaded and ready, in this process."""
     if case in (HF_STATIC, HF_COMPILED):
-        from hybridgraph.sources.hf_static import open_hf_static
+        with progress_bars(ticking=True) as bars:
+            bars(IMPORTING, 0, 1)
+            from hybridgraph.sources.hf_static import open_hf_static
 
-        return open_hf_static(config, case)
+            return open_hf_static(config, case, bars)
     return SupervisedSource(lambda: _open_foreign(config, case))
 
 
