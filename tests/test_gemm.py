@@ -10,16 +10,20 @@ from torch import Tensor
 
 from hybridgraph.forward.kernels import HeadNorms, Heads, Slots, gemm
 from hybridgraph.forward.kernels.gemm import RING_BYTES, Epilogue, Gemm, Tile, compile_gemm
-from hybridgraph.forward.kernels.hopper import MOST_TOKENS_PROJECTED, MOST_TOKENS_SQUARE, HopperKernels, tile_for
+from hybridgraph.forward.kernels.hopper import LIMITS, HopperKernels, limits_on, tile_for
 from hybridgraph.forward.kernels.reference import ReferenceKernels
 
-LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240)
+LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240, 256)
+SHAPES: tuple[tuple[Epilogue, int], ...] = (("store_swiglu", 3), ("store_partial", 2), ("store_partial", 3))
+H100 = LIMITS["H100"]
 TOO_LARGE = Tile(warpgroups=5, tokens=200, cluster=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("epilogue", "warpgroups"), [("store_swiglu", 3), ("store_partial", 2), ("store_partial", 3)])
-@pytest.mark.parametrize("num_tokens", LENGTHS)
+@pytest.mark.parametrize(
+    ("num_tokens", "epilogue", "warpgroups"),
+    [*((num_tokens, *shape) for num_tokens in LENGTHS for shape in SHAPES), (300, "store_partial", 2)],
+)
 def test_every_shape_compiles(num_tokens: int, epilogue: Epilogue, warpgroups: int, dtype: torch.dtype) -> None:
     tile = tile_for(num_tokens, warpgroups)
     assert tile.stages >= 4 and tile.stages * tile.stage_bytes <= RING_BYTES
@@ -29,6 +33,16 @@ def test_every_shape_compiles(num_tokens: int, epilogue: Epilogue, warpgroups: i
 def test_a_shape_that_does_not_fit_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"gemm\.cu.*registers"):
         compile_gemm("store_swiglu", TOO_LARGE, torch.float16)
+
+
+def test_a_shape_whose_sums_leave_the_registers_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="serialized"):
+        compile_gemm("store_swiglu", tile_for(272, 3), torch.float16)
+
+
+def test_limits_are_those_of_the_chip() -> None:
+    assert limits_on("NVIDIA H100 80GB HBM3") == LIMITS["H100"] != limits_on("NVIDIA H200") == LIMITS["H200"]
+    assert limits_on("NVIDIA GH200 480GB") == LIMITS["H200"]
 
 
 def test_what_is_compiled_together_is_found_when_it_is_launched(
@@ -61,12 +75,13 @@ WIDTHS = [(4096, 11008), (576, 1536), (840 * 8, 64 * 37)]
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("chip", LIMITS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
-@pytest.mark.parametrize("num_tokens", [*LENGTHS, 161, 300])
-def test_gemms_equal_float32(num_tokens: int, widths: tuple[int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("num_tokens", [*LENGTHS, 161, 300, 301])
+def test_gemms_equal_float32(num_tokens: int, widths: tuple[int, int], dtype: torch.dtype, chip: str) -> None:
     hidden_width, inner = widths
-    kernels, limit = HopperKernels(), 1e-3 if dtype == torch.float16 else 8e-3
+    kernels, limit = HopperKernels(LIMITS[chip]), 1e-3 if dtype == torch.float16 else 8e-3
     normed = rows(num_tokens, hidden_width, dtype=dtype)
     gate_up = rows(2 * inner, hidden_width, dtype=dtype) / hidden_width**0.5
     gate, up = (normed.float() @ gate_up.float().T).chunk(2, dim=-1)
@@ -104,14 +119,14 @@ def projected(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("without_queries", [False, True])
 @pytest.mark.parametrize(("heads", "width"), [(LLAMA, 4096), (GROUPED, 64 * 37)], ids=["llama", "grouped"])
-@pytest.mark.parametrize("num_tokens", [1, 10, 17, 50, MOST_TOKENS_PROJECTED, MOST_TOKENS_PROJECTED + 1])
+@pytest.mark.parametrize("num_tokens", [1, 10, 17, 50, 64, 65, H100.projected, H100.projected + 1])
 def test_projections_equal_float32(
     num_tokens: int, heads: Heads, width: int, without_queries: bool, dtype: torch.dtype
 ) -> None:
     num_heads = 2 * heads.num_kv_heads + (0 if without_queries else heads.num_heads)
     normed, weight = rows(num_tokens, width, dtype=dtype), rows(num_heads * heads.head_dim, width, dtype=dtype)
     weight /= width**0.5
-    actual = projected(HopperKernels(), normed, weight, heads)
+    actual = projected(HopperKernels(H100), normed, weight, heads)
     expected = projected(ReferenceKernels(), normed.float(), weight.float(), heads)
     for part, plain in zip(actual, expected, strict=True):
         assert part.numel() == 0 or error(part, plain) <= (1e-3 if dtype == torch.float16 else 8e-3)
@@ -123,9 +138,9 @@ def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     gemm._kernel.cache_clear()
-    kernels, dtype = HopperKernels(), torch.float16
+    kernels, dtype = HopperKernels(H100), torch.float16
     gate_up, down = rows(22016, 4096, dtype=dtype), rows(4096, 11008, dtype=dtype)
-    lengths = [randint(1, 200) for _ in range(3)] + [randint(1, MOST_TOKENS_PROJECTED)]
+    lengths = [randint(1, 200) for _ in range(3)] + [randint(1, H100.projected)]
     qkv = rows(3 * 4096, 4096, dtype=dtype)
     kernels.prepare(lengths, qkv, gate_up, (down,))
     monkeypatch.setattr(gemm, "compile_gemm", None)
@@ -137,8 +152,8 @@ def test_everything_a_prompt_needs_is_compiled_before_it_is_captured(
 
 @pytest.mark.gpu
 def test_a_captured_gemm_answers_the_same_in_every_replay() -> None:
-    num_tokens = randint(1, MOST_TOKENS_SQUARE)
-    kernels, normed = HopperKernels(), rows(num_tokens, 4096, dtype=torch.float16)
+    num_tokens = randint(1, 200)
+    kernels, normed = HopperKernels(H100), rows(num_tokens, 4096, dtype=torch.float16)
     gate_up, down = rows(22016, 4096, dtype=torch.float16) / 64, rows(4096, 11008, dtype=torch.float16) / 105
     hidden, norm = torch.zeros_like(normed), rows(4096, dtype=torch.float16)
 

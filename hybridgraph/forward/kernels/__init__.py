@@ -136,9 +136,9 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
 
         return ReferenceKernels()
     if torch.cuda.get_device_capability(device) == (9, 0) and find_spec("cuda") and find_spec("cuda.bindings"):
-        from hybridgraph.forward.kernels.hopper import HopperKernels
+        from hybridgraph.forward.kernels.hopper import HopperKernels, limits_on
 
-        return HopperKernels()
+        return HopperKernels(limits_on(torch.cuda.get_device_name(device)))
     from hybridgraph.forward.kernels.triton import TritonKernels
 
     return TritonKernels()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -17,19 +18,35 @@ from torch import Tensor
 from hybridgraph.forward.kernels.gemm import UNIT, Gemm, Tile, compile_together
 from hybridgraph.forward.kernels.triton import TritonKernels
 
-# Up to here custom GEMMs were faster than cuBLAS and the kernels that they replace (README.md beside this).
-MOST_TOKENS_PROJECTED = 64
-MOST_TOKENS_SWIGLU = 240
-MOST_TOKENS_ADDED = 240
-MOST_TOKENS_SQUARE = 200  # added, where the reduction is no longer than the output is wide
 MAX_WARPGROUPS = 3
 SHARING_TOKENS = 32  # from which on the blocks of a cluster share their loads of tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Up to how many tokens custom GEMMs were faster than cuBLAS and the kernels that they replace."""
+
+    projected: int
+    swiglu: int
+    added: int
+    square: int  # added, where the reduction is no longer than the output is wide
+
+
+# By measurement (README.md beside this). The H100's memory is slower, so that weights set the pace for longer.
+LIMITS = {
+    "H100": Limits(projected=96, swiglu=256, added=300, square=136),
+    "H200": Limits(projected=64, swiglu=240, added=240, square=200),
+}
 
 
 class HopperKernels(TritonKernels):
     """Implements Kernels in float16 and bfloat16 on a device of compute capability 9.0."""
 
     name = "hopper"
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self._limits = limits
 
     def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         wanted = [self._projected(length, qkv) for length in lengths]
@@ -64,20 +81,25 @@ class HopperKernels(TritonKernels):
 
     def _projected(self, num_rows: int, qkv: Tensor) -> Gemm | None:
         """Our GEMM for this shape, or None where cuBLAS serves it."""
-        return split_k_gemm(num_rows, qkv, warpgroups=3) if num_rows <= MOST_TOKENS_PROJECTED else None
+        return split_k_gemm(num_rows, qkv, warpgroups=3) if num_rows <= self._limits.projected else None
 
     def _swiglu(self, num_rows: int, gate_up: Tensor) -> Gemm | None:
         """Our GEMM for this shape, or None where cuBLAS serves it."""
         warpgroups = math.ceil(gate_up.shape[0] / UNIT / multiprocessors(gate_up.device))
-        if num_rows > MOST_TOKENS_SWIGLU or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
+        if num_rows > self._limits.swiglu or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
             return None
         return Gemm("store_swiglu", tile_for(num_rows, warpgroups))
 
     def _added(self, num_rows: int, weight: Tensor) -> Gemm | None:
         """Our GEMM for this shape, or None where cuBLAS serves it."""
         width, inner = weight.shape
-        most = MOST_TOKENS_ADDED if inner > width else MOST_TOKENS_SQUARE
+        most = self._limits.added if inner > width else self._limits.square
         return split_k_gemm(num_rows, weight, warpgroups=2) if num_rows <= most else None
+
+
+def limits_on(chip: str) -> Limits:
+    """Those of the device that calls itself ``chip``; of a Hopper that was not measured, the H200's."""
+    return next((limits for name, limits in LIMITS.items() if name in chip), LIMITS["H200"])
 
 
 def split_k_gemm(num_rows: int, weight: Tensor, *, warpgroups: int) -> Gemm | None:
