@@ -19,6 +19,7 @@ TOP_LEVEL = {
         "constraints.txt",
         "pyproject.toml",
         "hybridgraph",
+        "docs",
         "tests",
         "output",
     ),
