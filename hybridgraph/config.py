@@ -142,8 +142,8 @@ class Config:
             raise UserError("--prompt-file needs a tokenizer and real weights: add --load-format auto")
         if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,4})?", self.device):
             raise UserError(f"--device {self.device}: one of auto, cpu, cuda, cuda:N")
-        if self.precapture is not None:
-            parse_lengths(self.precapture)
+        if self.precapture is not None and (num := len(parse_lengths(self.precapture))) > self.max_graphs:
+            raise UserError(f"--precapture {self.precapture}: {num} lengths for --max-graphs {self.max_graphs}")
 
     def check_requests(self) -> None:
         """Raise UserError where there is nothing to measure, or no positions for what there is."""

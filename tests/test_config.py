@@ -73,6 +73,7 @@ def test_flags_reach_their_fields() -> None:
         ("--max-seq-len 100", "max-seq-len 100"),
         ("--prompt-file x.txt", "--load-format auto"),
         ("--precapture 5-1", "5-1"),
+        ("--precapture 1-9 --max-graphs 3", "9 lengths for --max-graphs 3"),
         ("--seed -1", "-1"),
     ],
 )
