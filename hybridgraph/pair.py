@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 from hybridgraph.client import GeneratorLost, RequestFailed
 from hybridgraph.errors import AlreadyTold, UserError
@@ -31,9 +32,11 @@ def generator_process(script: str, argv: Sequence[str]) -> Iterator[Path]:
     require_short(path)
     command = [sys.executable, str(ROOT / script), *argv, "--socket", str(path)]
     tied = partial(end_with_parent, os.getpid())
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=tied) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", preexec_fn=tied) as process:
         try:
             _await_listening(process, script)
+            output, process.stdout = process.stdout, None  # read to its end: a full pipe would stop the generator
+            Thread(target=deque, args=(output, 0), daemon=True).start()
             yield path
         except RequestFailed as failure:
             if failure.kind != "start":
@@ -45,13 +48,14 @@ def generator_process(script: str, argv: Sequence[str]) -> Iterator[Path]:
                 raise UserError(f"the generator {script} {how_killed(code)}") from None
             raise
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            if _wait(process, STOP_S) is None:
-                say(f"{script} did not end within {STOP_S:g} s: it is killed")
+            try:
+                process.terminate()
+                if _wait(process, STOP_S) is None:
+                    say(f"{script} did not end within {STOP_S:g} s: it is killed")
+            finally:  # at once where a second signal comes
                 process.kill()
                 process.wait()
-            remove_left_behind(path)
+                remove_left_behind(path)
 
 
 def _await_listening(process: subprocess.Popen[str], script: str) -> None:

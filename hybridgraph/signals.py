@@ -102,7 +102,7 @@ def _put_off(number: int, frame: FrameType | None) -> bool:
 
 def how_killed(code: int) -> str:
     """What became of a process whose exit code is minus a signal."""
-    name = signal.Signals(-code).name
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     cause = "most often the machine's memory is full" if name == "SIGKILL" else "see its messages above"
     return f"was ended by {name}: {cause}"
 

@@ -154,7 +154,7 @@ def test_a_fault_is_one_line_and_an_exit_code(tmp_path: Path, fault: str, part: 
     [("hang-start", "did not start"), ("hang", "did not answer"), ("hang-shutdown", "did not shut down")],
 )
 def test_a_hang_ends_with_its_whole_group(tmp_path: Path, fault: str, part: str) -> None:
-    limits = "1.5,1,1" if fault == "hang-start" else "20,1,1"
+    limits = {"hang-start": "1.5,20,20", "hang": "20,1,20", "hang-shutdown": "20,20,1"}[fault]
     begin = time.monotonic()
     code, _, err = run(tmp_path, STAND_IN_FAULT=fault, HYBRIDGRAPH_ENGINE_TIMEOUTS_S=limits)
     assert code == 2 and time.monotonic() - begin < 15

@@ -38,10 +38,10 @@ _GRACE_S = 5.0  # between asking a group to end and killing it
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """Seconds the child has for each stage before it counts as hung."""
+    """Seconds between two signs of life of the child, before it counts as hung."""
 
     start_s: float = 1800.0  # load, compile, tune and capture
-    request_s: float = 300.0
+    request_s: float = 300.0  # with what lies between two: a pause, a row written
     shutdown_s: float = 60.0
 
     @classmethod
@@ -134,10 +134,12 @@ class _Group:
             return
         self._signal(number)
         until = time.monotonic() + grace_s
-        while not self._has_ended() and time.monotonic() < until:
-            self._read(_TICK_S / 4)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        try:
+            while not self._has_ended() and time.monotonic() < until:
+                self._read(_TICK_S / 4)
+        finally:  # at once where another signal comes
+            self._signal(signal.SIGKILL)
+            self._process.wait()
 
     def _has_ended(self) -> bool:
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not reaped: its id must not become another's yet
