@@ -127,9 +127,9 @@ def run_pair(case: Case, argv: Sequence[str]) -> int:
 
 
 @guarded(interrupted=INTERRUPTED)
-def run_case5(argv: Sequence[str] | None = None) -> int:
+def run_case5() -> int:
     """Measure TensorRT-LLM, or the peer that ``--engine`` names; returns the exit code."""
-    config = parse_args(argv, description=_description())
+    config = parse_args(None, description=_description())  # the child is started with the same ones
     from hybridgraph.sources.peers import case_of, measures_here, open_source, run_in_child
 
     case = case_of(config)
@@ -217,7 +217,7 @@ def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterat
             yield
         except OutputLost:
             raise  # the case ran, and its rows are on disk
-        except UserError as error:
+        except (UserError, ModuleNotFoundError) as error:
             with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
                 _record_reason(one_line(error), files, earlier, resumed=config.resume)
             raise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def project_commit() -> str:
-    """The checkout's commit, with ``-dirty`` where tracked files had changes.
+    """The checkout's commit, with ``-dirty`` where tracked files had changes, or may have had them.
 
     Outside a checkout: what ``HYBRIDGRAPH_COMMIT`` says, which whoever exported the tree may set; otherwise empty.
     """
@@ -35,7 +35,7 @@ def project_commit() -> str:
     if not (top and commit) or Path(top).resolve() != root:  # a copy within another project is not its commit
         return os.environ.get("HYBRIDGRAPH_COMMIT", "")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!output")
-    return commit + ("-dirty" if changed else "")
+    return commit + ("" if changed == "" else "-dirty")
 
 
 def versions(*packages: str) -> dict[str, str | None]:

@@ -81,8 +81,10 @@ class ResultFiles:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UserError(f"another run of {self.name} is writing to {self.directory}") from None
+            except OSError as error:
+                raise UserError(f"{self.directory} cannot be locked: {error.strerror}") from None
             yield
 
     def set_aside(self) -> Path | None:

@@ -78,8 +78,8 @@ def listen(path: Path | None = None) -> Iterator[Listener]:
 @contextmanager
 def _private(directory: Path) -> Iterator[None]:
     """Make ``directory`` where it does not exist; raises UserError where others than its user can enter it."""
-    made = not directory.exists()
     try:
+        made = not directory.exists()
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.stat()
     except OSError as error:
@@ -111,6 +111,9 @@ def _locked(path: Path) -> Iterator[None]:
             held = os.path.samestat(os.fstat(descriptor), lock_path.lstat())
         except (BlockingIOError, FileNotFoundError):
             held = False
+        except OSError as error:
+            lock_path.unlink(missing_ok=True)
+            raise UserError(f"--socket: {lock_path} cannot be locked: {error.strerror}") from None
         if not held:
             raise UserError(f"a generator is already serving {path}")
         try:

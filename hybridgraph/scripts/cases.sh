@@ -49,7 +49,7 @@ run_case() {
     run_step "$@" || code=$?
     case $code in
     0) return ;;
-    2) ;; # the case has said why, and written it down
+    2) ;; # the case has said why, and written it down where it could
     *) not_run "$name" "failed with exit code $code" ;;
     esac
     failed+=("$name")

@@ -93,7 +93,8 @@ begin_environment() {
     elif [ -e "$directory" ] && ! compgen -G "$directory/stamp-*" >/dev/null; then
         die "$directory was not made by this script: move it away, or name its interpreter: HYBRIDGRAPH_PYTHON"
     fi
-    mkdir -p "$directory" && printf '%s' $$ >"$directory/incomplete" || die "cannot write $directory"
+    mkdir -p "$directory" && (set -C && printf '%s' $$ >"$directory/incomplete") 2>/dev/null ||
+        die "cannot write $directory, or another process has just begun to set it up"
 }
 
 # stamp_of PYTHON FILE...: what an environment made of these files is remembered by.
@@ -139,7 +140,10 @@ if missing:
 PYTHON
 }
 
-trap 'say "set-up interrupted: the next start begins it anew"; exit 130' INT TERM HUP # until it is done
+for signal in 2:INT 15:TERM 1:HUP; do # until it is done
+    # shellcheck disable=SC2064
+    trap "say 'set-up interrupted: the next start begins it anew'; exit $((128 + ${signal%:*}))" "${signal#*:}"
+done
 
 set_up() {
     local kind=$1 packages=(torch transformers accelerate safetensors msgspec numpy pandas matplotlib rich pynvml)
