@@ -128,7 +128,8 @@ class GeneratorLink:
     def heed(self, message: ToClient, request_id: int | None) -> None:
         """React to what is no answer: raises RequestFailed where ``request_id`` or the connection failed."""
         if isinstance(message, Queued):
-            self._on_queued(message.position)
+            if message.request_id == request_id:
+                self._on_queued(message.position)
         elif isinstance(message, Failed) and message.request_id in (None, request_id):
             ours = message.kind == "request" and message.request_id is not None
             what = " could not start" if message.kind == "start" else ""
@@ -180,11 +181,6 @@ class GeneratorClient:
     @property
     def info(self) -> SourceInfo:
         return self._ready.info
-
-    @property
-    def startup_s(self) -> float:
-        """What the generator's start took it, up to Ready."""
-        return self._ready.startup_s
 
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         """Answer ``request``; raises RequestFailed, or UserError where the generator is gone."""

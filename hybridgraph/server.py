@@ -56,7 +56,7 @@ class Patience:
     """How long what is waited for, in seconds."""
 
     hello_s: float = HELLO_TIMEOUT_S  # a client's introduction
-    finish_s: float = 2.0  # an answer in flight, when the generator is told to stop
+    finish_s: float = 2.0  # an answer in flight, but not on lent buffers, when the generator is told to stop
     remind_s: float = 60.0  # before who waits in line hears of it again: much less than a client bears silence
 
 
@@ -206,8 +206,8 @@ class Server:
         if not job.checked:  # it came before the engine
             engine.check(request)
         with closing(engine.answer(request)) as ids:
-            for index, token_id in enumerate(ids):
-                self._connections.send(job.connection, Token(request_id=job.request_id, index=index, id=token_id))
+            for token_id in ids:
+                self._connections.send(job.connection, Token(request_id=job.request_id, id=token_id))
                 self._look_around(job)
         self._counts["done"] += 1
         self._connections.send(job.connection, Done(request_id=job.request_id, report=engine.report))

@@ -83,7 +83,7 @@ def body(frame: bytearray) -> bytes:
     "message",
     [
         Ready(info=INFO, startup_s=1.5),
-        Token(request_id=1, index=0, id=2**31),
+        Token(request_id=1, id=2**31),
         Done(request_id=1, report=Report(device_ms=1.0, graph_path="padded")),
         Failed(request_id=None, kind="version", error="e"),
         Shared(request_id=1, buffers={"ids": CUDA, "last": CPU}),

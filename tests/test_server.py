@@ -167,7 +167,7 @@ def test_progress_then_ready() -> None:
         )
         with closing(client):
             assert ("capturing graphs", 1, 3) in seen
-            assert client.startup_s >= 0.5
+            assert client.stats()["server"]["startup_s"] >= 0.5
             assert ask(client, [1], 1) == toy_answer([1], 1, 0)
 
 

@@ -28,6 +28,7 @@ from hybridgraph.ipc.messages import (
 
 HELLO_TIMEOUT_S = 5.0
 MAX_CLIENTS = 64
+RETRY_S = 0.1  # after a client could not be accepted, as where there are no more descriptors
 MAX_UNREAD_BYTES = 1 << 20  # queued for a client beyond what the kernel holds for it
 
 
@@ -110,13 +111,12 @@ class Connections:
         """Send ``message`` with file descriptors beside it."""
         if not connection.open:
             return
-        if connection.unsent:
-            self.drop(connection, "protocol", "buffers were asked for before the replies so far were read")
-            return
-        frame = encode(message)
-        self._sent(connection, frame, lambda: socket.send_fds(connection.socket, [frame], descriptors))
-        if len(connection.unsent) == len(frame):  # the descriptors go with the first byte, and it did not go
-            self.drop(connection, "protocol", "buffers were asked for before the replies so far were read")
+        if not connection.unsent:
+            frame = encode(message)
+            self._sent(connection, frame, lambda: socket.send_fds(connection.socket, [frame], descriptors))
+            if len(connection.unsent) < len(frame):  # the descriptors went with the first byte
+                return
+        self.drop(connection, "protocol", "buffers were asked for before the replies so far were read")
 
     def broadcast(self, message: ToClient) -> None:
         """Send ``message`` to every client that has introduced itself."""
@@ -144,6 +144,7 @@ class Connections:
                 return
             except OSError as error:
                 self._log(f"a client could not be accepted: {error}")
+                time.sleep(RETRY_S)  # it still waits at the door, and the next poll comes here at once
                 return
             self._let_in(endpoint)
 

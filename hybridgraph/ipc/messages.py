@@ -18,7 +18,7 @@ import msgspec
 from hybridgraph.errors import shortened
 from hybridgraph.records import Report, Request, SourceInfo
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 
@@ -94,7 +94,7 @@ class DecodeStep(Message, tag="decode_step"):
 
 
 class Finished(Message, tag="finished"):
-    """The client has read the last logits of its answer: background work may use the buffers. No reply."""
+    """The client has read the last logits of its answer: background work may use the buffers. No reply but Failed."""
 
     request_id: int
 
@@ -125,7 +125,6 @@ class Token(Message, tag="token"):
     """One sampled id, sent when it exists."""
 
     request_id: int
-    index: int  # 0 is the first new id
     id: int
 
 
@@ -215,7 +214,7 @@ def encode(message: ToServer | ToClient) -> bytearray:
     return frame
 
 
-def decode_hello(body: bytes | memoryview) -> Hello:
+def decode_hello(body: bytes) -> Hello:
     """The first message of a client; raises WrongVersion where it speaks another one, or ProtocolError."""
     hello = _decode(_hello_decoder, body)
     if hello.version != PROTOCOL_VERSION:
@@ -223,17 +222,17 @@ def decode_hello(body: bytes | memoryview) -> Hello:
     return hello
 
 
-def decode_to_server(body: bytes | memoryview) -> ToServer:
+def decode_to_server(body: bytes) -> ToServer:
     """What a client sent; raises ProtocolError."""
     return _decode(_server_decoder, body)
 
 
-def decode_to_client(body: bytes | memoryview) -> ToClient:
+def decode_to_client(body: bytes) -> ToClient:
     """What a generator sent; raises ProtocolError."""
     return _decode(_client_decoder, body)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[_M], body: bytes | memoryview) -> _M:
+def _decode(decoder: msgspec.msgpack.Decoder[_M], body: bytes) -> _M:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
