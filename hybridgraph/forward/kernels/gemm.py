@@ -125,11 +125,11 @@ def compile_gemm(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
     return code
 
 
-def _filled(program: Any, size_of: Callable[[Any], Any], fill: Callable[[Any, bytes], Any]) -> bytes:
+def _filled(program: Any, size_of: Callable[[Any], Any], fill: Callable[..., Any]) -> bytes:
     (size,) = _check(size_of(program))
-    buffer = b" " * size
+    buffer = bytearray(size)  # never bytes: NVRTC writes into it, and Python shares those of length 1
     _check(fill(program, buffer))
-    return buffer
+    return bytes(buffer)
 
 
 def _prelude(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> str:
