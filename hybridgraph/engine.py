@@ -59,6 +59,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         self._ready = [DeviceMark(device) for _ in range(1 + self._lookahead)]
         self._answers: set[ref[Generator[int, None, None]]] = set()  # of those that still exist
         self._answering = self._closed = False
+        self._overflowed = 0  # answers
         self._pool: GraphPool | None = None
         self._background: BackgroundCapture | None = None
         with on_device(device), out_of_memory_is_users(device):
@@ -179,7 +180,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
 
     def stats(self) -> dict[str, Any]:
         """Counters and costs so far, as JSON values."""
-        return self._facts | (self._pool.stats() if self._pool else {})
+        return self._facts | {"overflowed_answers": self._overflowed} | (self._pool.stats() if self._pool else {})
 
     def close(self) -> None:
         """Cancel the answer in progress, stop capturing and free every graph; what is asked for later is refused.
@@ -236,7 +237,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
 
     def forget_overflow(self) -> None:
         """At an answer's end, still held: NaN in its logits, and so in the cache, must not spoil the next one."""
-        self._static.forget_overflow()
+        self._overflowed += self._static.forget_overflow()
 
     def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]

@@ -23,6 +23,13 @@ def paths_taken(row: Mapping[Any, Any]) -> str:
     return ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
 
 
+def overflow_told(stats: Mapping[str, Any]) -> str:
+    """What to think of a run's times where not all of its logits were numbers; empty where they were."""
+    if not (count := stats.get("overflowed_answers")):
+        return ""
+    return f"{count} answers ended in logits that are not finite: they take less power than numbers, and less time"
+
+
 # "cold": the process's first request; "first_seen": the first at its prompt length, of one token or of several;
 # "warm": every other.
 Warmth = Literal["cold", "first_seen", "warm"]

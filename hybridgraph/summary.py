@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridgraph.cases import Case
-from hybridgraph.records import COLUMNS, DECODE_COLUMNS, GRAPH_PATHS, Phase, paths_taken
+from hybridgraph.records import COLUMNS, DECODE_COLUMNS, GRAPH_PATHS, Phase, overflow_told, paths_taken
 from hybridgraph.results import ResultWriter
 from hybridgraph.rows import Row
 
@@ -25,6 +25,8 @@ def print_summary(case: Case, results: ResultWriter, stats: dict[str, Any], *, a
     print(f"{case.title}: {identity.model}, {identity.dtype}, {identity.load_format} weights, {identity.device}")
     if identity.graph_backend == "emulated":
         print("graphs are EMULATED on this machine: these are not CUDA Graph results")
+    if overflow := overflow_told(stats):
+        print(overflow)
     document: dict[str, Any] = {"case": case.name, "stats": stats}
     for phase, rows in results.summaries().items():
         print(_as_text(SHOWN[phase], rows))

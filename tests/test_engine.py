@@ -489,11 +489,13 @@ def test_an_answer_that_overflows_does_not_spoil_the_next(
         module.module.model.layers[0].self_attn.o_proj.weight.mul_(1000)
     with open_engine(module, EngineOptions(forward=forward, positions=128)) as engine:
         good = list(engine.generate([1, 2, 3, 4], 6))
+        assert engine.stats()["overflowed_answers"] == 0
         for number in range(1, 4):
             list(engine.generate([1] * 20 + [overflowing] + [1] * 20, 2))
             assert not engine.shared_tensors()["logits"].isfinite().all(), "it did overflow"
             wait_until(lambda: not engine.is_capturing)
             assert list(engine.generate([1, 2, 3, 4], 6)) == good, number
+            assert engine.stats()["overflowed_answers"] == number
             wait_until(lambda: not engine.is_capturing)
 
 

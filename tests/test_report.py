@@ -150,6 +150,7 @@ def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.Capt
     write(tmp_path, CASE1, {10: 20.0}, commit="aaaa")
     write(tmp_path, CASE4, {10: 5.0}, commit="bbbb", ops="inductor")
     other = {"configuration": {"max_graphs": 7, "async_capture": False, "share_buffers": True}, "served_before": 12}
+    other["stats"] = {"overflowed_answers": 3}
     environment = {"not_run": {CASE4.name: "out of memory"}, "cases": {CASE4.name: other}}
     (tmp_path / "environment.json").write_text(json.dumps(environment))
     (tmp_path / f"{CASE4.name}_decode.csv").unlink()
@@ -160,6 +161,7 @@ def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.Capt
         "JIT+CUDA: measured with --ops inductor, its own are torchscript",
         "JIT+CUDA: measured with --max-graphs 7, --no-async-capture, --share-buffers",
         "JIT+CUDA: its generator had answered 12 requests before: no request is cold",
+        "JIT+CUDA: 3 answers ended in logits that are not finite: they take less power than numbers, and less time",
         "JIT+CUDA: no rows of decode",
         "JIT+CUDA: the rows are from before its last attempt, which ended early: out of memory",
     ):

@@ -69,11 +69,13 @@ class StaticOperations:
     def point_back(self) -> None:
         self._buffers.point_back()
 
-    def forget_overflow(self) -> None:
-        """Where the logits are not finite, neither is the cache: its NaN must not reach later answers."""
-        if self._forward.reads_masked and not self._buffers.logits.isfinite().all():
+    def forget_overflow(self) -> bool:
+        """Whether the logits are not all finite. Then neither is the cache: its NaN must not reach later answers."""
+        overflowed = not math.isfinite(self._buffers.logits.sum(dtype=torch.float32).item())  # one kernel, one copy
+        if overflowed and self._forward.reads_masked:
             self._cache.keys.zero_()
             self._cache.values.zero_()
+        return overflowed
 
     def require_same_answer(self, plain: StaticOperations, advice: str) -> None:
         """Raise UserError, with ``advice``, where a padded prompt and one token more get other logits than ``plain``'s.

@@ -14,7 +14,7 @@ import pandas as pd
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.config import Config, as_flag
 from hybridgraph.errors import UserError
-from hybridgraph.records import COLUMNS, IDENTITY_COLUMNS, PHASES, TTFT_COLUMNS, RunIdentity
+from hybridgraph.records import COLUMNS, IDENTITY_COLUMNS, PHASES, TTFT_COLUMNS, RunIdentity, overflow_told
 from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
@@ -135,6 +135,8 @@ def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, 
             remarks.append(f"{case.title}: measured with --ops {ops}, its own are {case.ops}")
         if served := told[case].get("served_before"):
             remarks.append(f"{case.title}: its generator had answered {served} requests before: no request is cold")
+        if overflow := overflow_told(told[case].get("stats", {})):
+            remarks.append(f"{case.title}: {overflow}")
         if reason := environment["not_run"].get(case.name):
             run_ids = [run_id for rows in found for run_id in rows["run_id"]]
             ended = environment["ended_early"].get(case.name) in run_ids
