@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from architectures import tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -241,6 +242,21 @@ def test_prompts_from_a_text(text_model: Path, tmp_path: Path) -> None:
     short = start("case1_baseline.py", *TINY, *real, "--prompt-lengths", "10,31", "--prompt-file", str(text))
     assert f"prompt length 31 is more than the 30 tokens of {text}" in error_of(short)
     assert len(samples(tmp_path / "output")) == 2 * (2 + 3), "it is told before anything is measured or set aside"
+
+
+def test_logits_that_are_no_numbers_are_told_with_the_times(tmp_path: Path) -> None:
+    directory, output = tmp_path / "model", tmp_path / "output"
+    module = tiny_model("llama-gqa", directory).module
+    with torch.no_grad():
+        module.lm_head.weight[7] = torch.nan
+    module.save_pretrained(directory)
+    run = start(
+        "case3_jit_only.py", *TINY, "--model", str(directory), "--load-format", "auto", "--output-dir", str(output)
+    )
+    told = f"{len(samples(output, 'case3_jit_only'))} answers ended in logits that are not finite"
+    assert run.returncode == 0 and told in run.stdout, run.stderr
+    tables = start("generate_final_tables.py", "--output-dir", str(output))
+    assert f"JIT only: {told}" in tables.stdout, tables.stderr
 
 
 def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path: Path) -> None:
