@@ -15,6 +15,7 @@ find_python
 WITHOUT="forward socket engine" check_flags "$about" "${FLAGS[@]}"
 set_up user
 hold_output_directory
+[ "$TAKEN" = no ] || foresee_tensorrt_llm
 
 trap '' PIPE # whoever reads the messages may have seen enough: the measurement goes on
 trap 'stop_case 130' INT

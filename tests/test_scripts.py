@@ -275,8 +275,10 @@ def test_tensorrt_llm_that_cannot_be_set_up_is_a_failed_case_with_its_reason(pro
     run = start(project, "run_complete_benchmark.sh", "--with-tensorrt-llm", HYBRIDGRAPH_PYTHON=python, PATH=path)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1] == "failed: case5_tensorrt_llm"
     reason = "TensorRT-LLM needs an NVIDIA GPU, and nvidia-smi finds none"
+    said = run.stderr.splitlines()
+    assert said[-1] == "failed: case5_tensorrt_llm"
+    assert said.index(f"error: {reason}") < said.index("== case1_baseline"), "it is told before anything is measured"
     assert f"-m hybridgraph.main not-run case5_tensorrt_llm {reason} --output-dir output" in calls
     assert calls[-1].endswith("generate_final_tables.py --output-dir=output")
 

@@ -74,6 +74,12 @@ say_and_print_last() {
     printf '%s' "$last"
 }
 
+# Told before anything is measured, not only when the case's turn has come.
+foresee_tensorrt_llm() {
+    [ -n "${HYBRIDGRAPH_TRTLLM_PYTHON:-}" ] || (tensorrt_llm_python) >/dev/null ||
+        say "so case5_tensorrt_llm will fail; the other cases are measured"
+}
+
 run_tensorrt_llm() {
     local reason
     # In a subshell: a set-up that ends there does not end the run. Its last line says why.

@@ -165,11 +165,18 @@ set_up() {
     trap - INT TERM HUP
 }
 
+# tensorrt_llm_python: print the interpreter to set it up with, or end with why there is none on this machine.
+tensorrt_llm_python() {
+    local found
+    nvidia-smi >/dev/null 2>&1 || die "TensorRT-LLM needs an NVIDIA GPU, and nvidia-smi finds none"
+    found=$(usable_python python3.12 python3.10 2>/dev/null) ||
+        die "TensorRT-LLM needs Python 3.12 or 3.10 with venv: install one, or set HYBRIDGRAPH_TRTLLM_PYTHON"
+    printf '%s\n' "$found"
+}
+
 set_up_tensorrt_llm() {
     local base requirements=$ROOT/hybridgraph/sources/requirements-tensorrt-llm.txt
     [ -z "${HYBRIDGRAPH_TRTLLM_PYTHON:-}" ] || return 0
-    nvidia-smi >/dev/null 2>&1 || die "TensorRT-LLM needs an NVIDIA GPU, and nvidia-smi finds none"
-    base=$(usable_python python3.12 python3.10 2>/dev/null) ||
-        die "TensorRT-LLM needs Python 3.12 or 3.10 with venv: install one, or set HYBRIDGRAPH_TRTLLM_PYTHON"
+    base=$(tensorrt_llm_python) || exit
     environment "$ROOT/.venv-trtllm" user "$base" "$requirements" -- -r "$requirements"
 }
