@@ -250,13 +250,17 @@ def test_logits_that_are_no_numbers_are_told_with_the_times(tmp_path: Path) -> N
     with torch.no_grad():
         module.lm_head.weight[7] = torch.nan
     module.save_pretrained(directory)
-    run = start(
-        "case3_jit_only.py", *TINY, "--model", str(directory), "--load-format", "auto", "--output-dir", str(output)
-    )
+    flags = (*TINY, "--model", str(directory), "--load-format", "auto", "--output-dir", str(output))
+    run = start("case3_jit_only.py", *flags)
+    assert run.returncode == 0, run.stderr
     told = f"{len(samples(output, 'case3_jit_only'))} answers ended in logits that are not finite"
-    assert run.returncode == 0 and told in run.stdout, run.stderr
+    assert told in run.stdout
     tables = start("generate_final_tables.py", "--output-dir", str(output))
     assert f"JIT only: {told}" in tables.stdout, tables.stderr
+    baseline = start("case1_baseline.py", *flags)
+    assert error_of(baseline) == (
+        "error: generate() cannot sample: the model's logits are not finite in float32; try another --dtype"
+    )
 
 
 def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from hybridgraph.errors import UserError
 from hybridgraph.model import LoadedModel
 from hybridgraph.records import Report, Request, SourceInfo, check_request
 from hybridgraph.timing import DeviceTimer
@@ -36,15 +38,29 @@ class HuggingFaceSource:
         torch.manual_seed(request.seed)
         self._timer.start()
         prompt = torch.tensor([request.prompt_ids], device=self._device)
-        self._model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=request.max_new_tokens,
-            streamer=_Emitter(emit, self._timer),
-            **_sampling(request),
-            **self._arguments,
-        )
+        with self._overflow_is_users():
+            self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=request.max_new_tokens,
+                streamer=_Emitter(emit, self._timer),
+                **_sampling(request),
+                **self._arguments,
+            )
         return Report(device_ms=self._timer.elapsed_ms(), graph_path="eager")
+
+    @contextmanager
+    def _overflow_is_users(self) -> Iterator[None]:
+        """Tell logits that torch refuses to sample from in one line; on a GPU it says so by a kernel's assertion."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in ("probability tensor", "device-side assert")):
+                raise
+            raise UserError(
+                f"generate() cannot sample: the model's logits are not finite in {self._info.dtype}; "
+                "try another --dtype"
+            ) from None
 
     def stats(self) -> dict[str, Any]:
         return {}
