@@ -16,6 +16,7 @@ from hybridgraph.forward.kernels.reference import ReferenceKernels
 LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240, 256)
 SHAPES: tuple[tuple[Epilogue, int], ...] = (("store_swiglu", 3), ("store_partial", 2), ("store_partial", 3))
 H100 = LIMITS["H100"]
+EDGES = (H100.swiglu, H100.swiglu + 1, H100.added, H100.added + 1)
 TOO_LARGE = Tile(warpgroups=5, tokens=200, cluster=2)
 
 
@@ -25,7 +26,8 @@ TOO_LARGE = Tile(warpgroups=5, tokens=200, cluster=2)
     [
         *((num_tokens, *shape, 4) for num_tokens in LENGTHS for shape in SHAPES),
         (300, "store_partial", 2, 4),
-        (H100.added, "store_partial", 2, 3),  # as many as fit beside so many tokens
+        (H100.swiglu, "store_swiglu", 3, 3),  # as many as fit beside so many tokens
+        (H100.added, "store_partial", 2, 3),
     ],
 )
 def test_every_shape_compiles(
@@ -85,7 +87,7 @@ WIDTHS = [(4096, 11008), (576, 1536), (840 * 8, 64 * 37)]
 @pytest.mark.parametrize("chip", LIMITS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
-@pytest.mark.parametrize("num_tokens", [*LENGTHS, 161, 300, 301, H100.added, H100.added + 1])
+@pytest.mark.parametrize("num_tokens", [*LENGTHS, *EDGES, 161, 300, 301])
 def test_gemms_equal_float32(num_tokens: int, widths: tuple[int, int], dtype: torch.dtype, chip: str) -> None:
     hidden_width, inner = widths
     kernels, limit = HopperKernels(LIMITS[chip]), 1e-3 if dtype == torch.float16 else 8e-3
