@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -122,6 +123,11 @@ class StaticBuffers:
     def token_at(self, step: int) -> int:
         """The ``step``-th id of the answer, once its copy is done."""
         return int(self._tokens_words[step])
+
+
+def overflowed(logits: Tensor) -> bool:
+    """Whether ``logits`` are not all finite; waits for one kernel and one copy."""
+    return not math.isfinite(logits.sum(dtype=torch.float32).item())
 
 
 def _as_draws(staging: Tensor) -> Tensor:

@@ -162,9 +162,10 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
                 yield self._buffers.token_at(step)
         finally:
             self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
-            self.report = Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
             self._served(len(request.prompt_ids), plan)
-            self.forget_overflow()
+            self.report = Report(
+                device_ms=self._timer.elapsed_ms(), graph_path=plan.path, overflowed=self.forget_overflow()
+            )
 
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         """Answer ``request``, as a ``TokenSource`` of this process."""
@@ -235,9 +236,11 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             raise UserError("the engine is closed")
         return self._turn
 
-    def forget_overflow(self) -> None:
+    def forget_overflow(self) -> bool:
         """At an answer's end, still held: NaN in its logits, and so in the cache, must not spoil the next one."""
-        self._overflowed += self._static.forget_overflow()
+        overflowed = self._static.forget_overflow()
+        self._overflowed += overflowed
+        return overflowed
 
     def _ready_at(self, step: int) -> DeviceMark:
         return self._ready[step % len(self._ready)]

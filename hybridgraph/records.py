@@ -23,9 +23,9 @@ def paths_taken(row: Mapping[Any, Any]) -> str:
     return ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
 
 
-def overflow_told(stats: Mapping[str, Any]) -> str:
-    """What to think of a run's times where not all of its logits were numbers; empty where they were."""
-    if not (count := stats.get("overflowed_answers")):
+def overflow_told(count: int) -> str:
+    """What to think of a run's times where the logits of ``count`` answers were no numbers; empty for none."""
+    if not count:
         return ""
     return f"{count} answers ended in logits that are not finite: they take less power than numbers, and less time"
 
@@ -59,6 +59,7 @@ class Report:
     device_ms: float | None = None  # device time from the first operation of the prompt to its first sampled id
     graph_path: GraphPath | None = None
     engine_ttft_ms: float | None = None  # the engine's own first-token metric, where it has one
+    overflowed: bool | None = None  # whether its last logits are not all finite; None where nobody looks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,7 @@ class Sample:
     graph_path: GraphPath | None = None
     itl_ms: list[float] = field(default_factory=list)
     gc_collections: int = 0  # collections of Python's collector that ran inside the sample
+    overflowed: bool | None = None  # as in Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,18 +167,18 @@ TTFT_COLUMNS = (
     "prompt_length", "mean_ms", "std_ms", "min_ms", "max_ms", "samples",
     "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio",
     *_STUDY_PATHS, *IDENTITY_COLUMNS, "cold_ms", "warm_p50_ms", "warm_samples", "engine_ttft_ms", "gc_collections",
-    "chunked", "sustained_floor_ms",
+    "chunked", "sustained_floor_ms", "overflowed",
 )  # fmt: skip
 
 P99_COLUMNS = (
     "prompt_length", "mean_ms", "p99_ms", "samples",
     *_STUDY_PATHS, *IDENTITY_COLUMNS, "p50_ms", "min_ms", "max_ms", "device_mean_ms", "device_p99_ms", "gc_collections",
-    "chunked", "warm_samples",
+    "chunked", "warm_samples", "overflowed",
 )  # fmt: skip
 
 DECODE_COLUMNS = (
     "prompt_length", "new_tokens", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms", "tokens_per_s", "gb_per_s", "floor_ms",
-    *IDENTITY_COLUMNS, "samples", "first_itl_ms",
+    *IDENTITY_COLUMNS, "samples", "first_itl_ms", "overflowed",
 )  # fmt: skip
 
 COLUMNS: dict[Phase, tuple[str, ...]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}

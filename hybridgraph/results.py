@@ -116,7 +116,8 @@ def _sample(fields: dict[str, Any], run_id: str) -> Sample:
     times = [sample.ttft_ms, *sample.itl_ms, *known((sample.device_ms, sample.engine_ttft_ms))]
     numbers = all(isinstance(value, (int, float)) and value >= 0 for value in times)
     named = sample.phase in PHASES and sample.graph_path in (None, *GRAPH_PATHS)
-    if not (numbers and named and sample.run_id == run_id and isinstance(sample.prompt_length, int)):
+    noted = sample.overflowed in (None, False, True)
+    if not (numbers and named and noted and sample.run_id == run_id and isinstance(sample.prompt_length, int)):
         raise ValueError("no sample of this run")
     return sample
 

@@ -168,6 +168,7 @@ class MeasuringLoop:
             graph_path=report.graph_path,
             itl_ms=[(b - a) / 1e6 for a, b in pairwise(stamps_ns)],
             gc_collections=_collections() - collections,
+            overflowed=report.overflowed,
         )
 
     def _warmth(self, decodes: bool, length: int) -> Warmth:

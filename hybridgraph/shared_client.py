@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hybridgraph.buffers import StaticBuffers
+from hybridgraph.buffers import StaticBuffers, overflowed
 from hybridgraph.client import SILENCE_S, GeneratorLink, OnQueued
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.ipc.buffers import SHARED_NAMES, import_tensor
@@ -89,9 +90,10 @@ class SharedBufferClient:
                 self._replay(DecodeStep(request_id=self._request_id))
                 self._sample(request, step)
                 emit(self._read(step))
+            found = overflowed(self._shared["logits"])
         finally:
             self._link.send(Finished(request_id=self._request_id))
-        return self._summed(report or Report())
+        return replace(self._summed(report or Report()), overflowed=found)
 
     def stats(self) -> dict[str, Any]:
         self._link.send(GetStats())

@@ -25,7 +25,7 @@ def print_summary(case: Case, results: ResultWriter, stats: dict[str, Any], *, a
     print(f"{case.title}: {identity.model}, {identity.dtype}, {identity.load_format} weights, {identity.device}")
     if identity.graph_backend == "emulated":
         print("graphs are EMULATED on this machine: these are not CUDA Graph results")
-    if overflow := overflow_told(stats):
+    if overflow := overflow_told(sum(sample.overflowed is True for sample in results.samples)):
         print(overflow)
     document: dict[str, Any] = {"case": case.name, "stats": stats}
     for phase, rows in results.summaries().items():

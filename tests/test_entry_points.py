@@ -251,12 +251,16 @@ def test_logits_that_are_no_numbers_are_told_with_the_times(tmp_path: Path) -> N
         module.lm_head.weight[7] = torch.nan
     module.save_pretrained(directory)
     flags = (*TINY, "--model", str(directory), "--load-format", "auto", "--output-dir", str(output))
-    run = start("case3_jit_only.py", *flags)
-    assert run.returncode == 0, run.stderr
-    told = f"{len(samples(output, 'case3_jit_only'))} answers ended in logits that are not finite"
-    assert told in run.stdout
+    pair = ("-m", "hybridgraph.main", "pair", "case4", "--precapture", "10,20")
+    runs = {"case3_jit_only": ("case3_jit_only.py",), "case4_jit_cuda": (*pair, "--share-buffers")}
+    told = "10 answers ended in logits that are not finite"
+    for case, command in runs.items():
+        run = start(*command, *flags)
+        assert run.returncode == 0, run.stderr
+        assert told in run.stdout
+        assert [sample["overflowed"] for sample in samples(output, case)] == [True] * 10
     tables = start("generate_final_tables.py", "--output-dir", str(output))
-    assert f"JIT only: {told}" in tables.stdout, tables.stderr
+    assert f"JIT only: {told}" in tables.stdout and f"JIT+CUDA: {told}" in tables.stdout, tables.stderr
     baseline = start("case1_baseline.py", *flags)
     assert error_of(baseline) == (
         "error: generate() cannot sample: the model's logits are not finite in float32; try another --dtype"

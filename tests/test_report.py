@@ -36,7 +36,7 @@ IDENTITY = {
 
 
 def write(directory: Path, case: Case, times: dict[int, float], **identity: str) -> None:
-    """The three files of a case whose every time at a length is ``times[length]``."""
+    """The three files of a case whose every time at a length is ``times[length]``; ``identity``: and other cells."""
     for kind, columns in (("ttft", TTFT_COLUMNS), ("p99", P99_COLUMNS), ("decode", DECODE_COLUMNS)):
         with (directory / f"{case.name}_{kind}.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, columns)
@@ -148,9 +148,8 @@ def test_a_case_is_not_left_out_for_another_ones_file(tmp_path: Path) -> None:
 
 def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, CASE1, {10: 20.0}, commit="aaaa")
-    write(tmp_path, CASE4, {10: 5.0}, commit="bbbb", ops="inductor")
+    write(tmp_path, CASE4, {10: 5.0, 50: 5.0}, commit="bbbb", ops="inductor", overflowed="2")
     other = {"configuration": {"max_graphs": 7, "async_capture": False, "share_buffers": True}, "served_before": 12}
-    other["stats"] = {"overflowed_answers": 3}
     environment = {"not_run": {CASE4.name: "out of memory"}, "cases": {CASE4.name: other}}
     (tmp_path / "environment.json").write_text(json.dumps(environment))
     (tmp_path / f"{CASE4.name}_decode.csv").unlink()
@@ -161,7 +160,7 @@ def test_what_a_reader_must_know_of_the_rows(tmp_path: Path, capsys: pytest.Capt
         "JIT+CUDA: measured with --ops inductor, its own are torchscript",
         "JIT+CUDA: measured with --max-graphs 7, --no-async-capture, --share-buffers",
         "JIT+CUDA: its generator had answered 12 requests before: no request is cold",
-        "JIT+CUDA: 3 answers ended in logits that are not finite: they take less power than numbers, and less time",
+        "JIT+CUDA: 4 answers ended in logits that are not finite: they take less power than numbers, and less time",
         "JIT+CUDA: no rows of decode",
         "JIT+CUDA: the rows are from before its last attempt, which ended early: out of memory",
     ):

@@ -1,6 +1,7 @@
 """What each column of a row is over."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,11 @@ def test_a_ttft_row_is_over_the_samples_that_its_columns_name() -> None:
 def test_a_p99_row_is_over_all_of_its_samples() -> None:
     row = p99_row(SAMPLES)
     assert (row["p99_ms"], row["device_p99_ms"], row["device_mean_ms"], row["warm_samples"]) == (90.0, 50.0, 20.5, 2)
+
+
+def test_overflow_is_counted_where_somebody_looked() -> None:
+    looked = [replace(SAMPLES[0], overflowed=seen) for seen in (True, False, True)]
+    assert (p99_row(SAMPLES)["overflowed"], p99_row([*SAMPLES, *looked])["overflowed"]) == (None, 2)
 
 
 def test_a_decode_row_is_of_the_middle_of_the_answer() -> None:

@@ -199,6 +199,23 @@ def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(tmp_path: Path) -> N
     assert len(rows(tmp_path / "case1_baseline_p99.csv")) == 2
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"ttft_ms": -1.0}, {"ttft_ms": "1"}, {"itl_ms": [None]}, {"phase": "p98"}, {"graph_path": "best"},
+     {"overflowed": "no"}, {"run_id": "another"}, {"prompt_length": 10.5}, {"unknown": 1}],
+    ids=str,
+)  # fmt: skip
+def test_resume_refuses_samples_that_this_program_did_not_write(tmp_path: Path, changed: dict[str, object]) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    path = tmp_path / "case1_baseline_samples.jsonl"
+    *lines, last = path.read_text().splitlines()
+    before = "\n".join([*lines, json.dumps(json.loads(last) | changed)]) + "\n"
+    path.write_text(before)
+    with pytest.raises(UserError, match="holds more or less than the samples of one run"):
+        measure(CountingSource(), config(tmp_path, resume=True), CASE1)
+    assert path.read_text() == before
+
+
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
     measure(CountingSource(), config(tmp_path), CASE1)
     other = CountingSource()

@@ -234,8 +234,9 @@ def test_what_an_answer_on_lent_buffers_leaves_is_forgotten_while_they_are_held(
         def replay_decode(self) -> None:
             pass
 
-        def forget_overflow(self) -> None:
+        def forget_overflow(self) -> bool:
             calls.append("forget")
+            return False
 
         def shared_tensors(self) -> dict[str, torch.Tensor]:
             return {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridgraph.buffers import StaticBuffers
+from hybridgraph.buffers import StaticBuffers, overflowed
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
@@ -71,11 +71,11 @@ class StaticOperations:
 
     def forget_overflow(self) -> bool:
         """Whether the logits are not all finite. Then neither is the cache: its NaN must not reach later answers."""
-        overflowed = not math.isfinite(self._buffers.logits.sum(dtype=torch.float32).item())  # one kernel, one copy
-        if overflowed and self._forward.reads_masked:
+        found = overflowed(self._buffers.logits)
+        if found and self._forward.reads_masked:
             self._cache.keys.zero_()
             self._cache.values.zero_()
-        return overflowed
+        return found
 
     def require_same_answer(self, plain: StaticOperations, advice: str) -> None:
         """Raise UserError, with ``advice``, where a padded prompt and one token more get other logits than ``plain``'s.

@@ -18,7 +18,7 @@ import msgspec
 from hybridgraph.errors import shortened
 from hybridgraph.records import Report, Request, SourceInfo
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 

@@ -29,7 +29,7 @@ LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 SAME_STUDY = ("device", "model", "dtype", "load_format", "commit")
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 # A file from before such a column has unknown cells there.
-ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms"}
+ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms", "overflowed"}
 _TEXT = set(IDENTITY_COLUMNS) - {"seed"}
 
 
@@ -135,7 +135,7 @@ def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, 
             remarks.append(f"{case.title}: measured with --ops {ops}, its own are {case.ops}")
         if served := told[case].get("served_before"):
             remarks.append(f"{case.title}: its generator had answered {served} requests before: no request is cold")
-        if overflow := overflow_told(told[case].get("stats", {})):
+        if overflow := overflow_told(_num_overflowed(tables, case)):
             remarks.append(f"{case.title}: {overflow}")
         if reason := environment["not_run"].get(case.name):
             run_ids = [run_id for rows in found for run_id in rows["run_id"]]
@@ -143,6 +143,12 @@ def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, 
             what = "the run" if ended else "the rows are from before its last attempt, which"
             remarks.append(f"{case.title}: {what} ended early: {reason}")
     return remarks
+
+
+def _num_overflowed(tables: dict[str, dict[str, pd.DataFrame]], case: Case) -> int:
+    """Answers of ``case`` whose logits were not finite, as far as is known."""
+    kinds = ("ttft" if case.name in tables["ttft"] else "p99", "decode")  # a TTFT row counts the P99 requests as well
+    return sum(int(tables[kind][case.name]["overflowed"].sum()) for kind in kinds if case.name in tables[kind])
 
 
 def _commits(measured: dict[Case, list[pd.DataFrame]]) -> list[str]:
