@@ -32,6 +32,13 @@ def attend_block(
     return new_max, total, mixed
 
 
+@triton.jit
+def nothing_attended(BLOCK_M: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Where the online softmax begins: largest scores, sums of exponentials, values mixed by them."""
+    scores_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    return scores_max, tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+
+
 # One binary for all lengths and buffers: a compilation in the background would hold the GIL while a request waits.
 @triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["start"])
 def attend_kernel(
@@ -63,9 +70,7 @@ def attend_kernel(
     values += (head // GROUP).to(tl.int64) * head_stride
     wait_for_inputs(PDL)
     q = tl.load(queries + rows[:, None] * query_stride + head * DIM + dims[None, :], mask, other=0.0)
-    scores_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    mixed = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    scores_max, total, mixed = nothing_attended(BLOCK_M, BLOCK_DIM)
     first = before + block * BLOCK_M
     end = tl.minimum(first + BLOCK_M, before + length)
     diagonal = first // BLOCK_N * BLOCK_N
@@ -121,27 +126,13 @@ def store_slot(
 def one_row_attend_kernel(
     qkv,  # [(kv_heads * GROUP + 2 * kv_heads) * DIM] where STORE, else queries only
     position,  # int64 [1]
-    keys,
-    values,
-    cos,
-    sin,
-    query_norm,
-    key_norm,
+    keys, values, cos, sin, query_norm, key_norm,
     partial,  # float32 [heads, SPLITS, DIM]
     summary,  # float32 [heads, SPLITS, 2]: largest score, sum of exponentials
-    head_stride,
-    eps,
-    scale,
-    GROUP: tl.constexpr,
-    BLOCK_GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    STORE: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    head_stride, eps, scale,
+    GROUP: tl.constexpr, BLOCK_GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPLITS: tl.constexpr, HAS_NORM: tl.constexpr, STORE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(1)
     kv_heads = tl.num_programs(0)
     group = tl.arange(0, BLOCK_GROUP)
@@ -165,9 +156,7 @@ def one_row_attend_kernel(
     q = rotated_rows(queries, query_norm, cos, sin, group, GROUP, eps, DIM, BLOCK_DIM, HAS_NORM)
     q = q.to(keys.dtype.element_ty)
     rows = tl.full((BLOCK_GROUP,), 0, tl.int32) + at
-    scores_max = tl.full((BLOCK_GROUP,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_GROUP,), tl.float32)
-    mixed = tl.zeros((BLOCK_GROUP, BLOCK_DIM), tl.float32)
+    scores_max, total, mixed = nothing_attended(BLOCK_GROUP, BLOCK_DIM)
     for start in range(first, end, BLOCK_N):
         scores_max, total, mixed = attend_block(
             q, scores_max, total, mixed, keys, values, start, rows, length, scale, DIM, BLOCK_DIM, BLOCK_N, True

@@ -6,10 +6,14 @@ import triton.language as tl
 
 
 @triton.jit
-def streamed(weight, start, cols, inside, WIDTH: tl.constexpr):
-    """Columns ``cols`` of the rows that begin at ``start``; nobody reads them again soon."""
+def streamed(weight, up, start, cols, inside, WIDTH: tl.constexpr, SWIGLU: tl.constexpr):
+    """Columns ``cols`` of the rows that begin at ``start``, of ``up`` too where SWIGLU; read once only."""
     mask = inside[:, None] & (cols < WIDTH)[None, :]
-    return tl.load(weight + start[:, None] + cols[None, :], mask, other=0.0, eviction_policy="evict_first")
+    w = tl.load(weight + start[:, None] + cols[None, :], mask, other=0.0, eviction_policy="evict_first")
+    u = w
+    if SWIGLU:
+        u = tl.load(up + start[:, None] + cols[None, :], mask, other=0.0, eviction_policy="evict_first")
+    return w, u
 
 
 @triton.jit
@@ -19,17 +23,9 @@ def gemv_kernel(
     norm,  # [WIDTH], read where NORM
     bias,  # [num_rows], read where BIAS
     out,  # [num_rows]; where ADD, added to
-    eps,
-    num_rows,
-    WIDTH: tl.constexpr,
-    NORM: tl.constexpr,
-    BIAS: tl.constexpr,
-    SWIGLU: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    eps, num_rows, WIDTH: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, SWIGLU: tl.constexpr, ADD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = rows < num_rows
     start = rows.to(tl.int64) * WIDTH
@@ -41,17 +37,13 @@ def gemv_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     # The first weights are on their way while the kernel before still runs: they depend on nothing.
-    w = streamed(weight, start, cols, inside, WIDTH)
-    if SWIGLU:
-        u = streamed(up, start, cols, inside, WIDTH)
+    w, u = streamed(weight, up, start, cols, inside, WIDTH, SWIGLU)
     if PDL:
         tl.extra.cuda.gdc_wait()
     for k in tl.static_range(0, WIDTH, BLOCK_K):
         at = k + cols
         if k > 0:
-            w = streamed(weight, start, at, inside, WIDTH)
-            if SWIGLU:
-                u = streamed(up, start, at, inside, WIDTH)
+            w, u = streamed(weight, up, start, at, inside, WIDTH, SWIGLU)
         x = tl.load(row + at, at < WIDTH, other=0.0).to(tl.float32)
         if NORM:
             squares += x * x

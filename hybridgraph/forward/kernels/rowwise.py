@@ -107,16 +107,10 @@ def rotate_store_kernel(
     query_norm,  # [2 * HALF], read where HAS_NORM
     key_norm,
     head_stride,  # of keys and values
-    eps,
-    SPLITS: tl.constexpr,
-    NUM_QUERIES: tl.constexpr,
-    NUM_KEYS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
+    eps, SPLITS: tl.constexpr, NUM_QUERIES: tl.constexpr, NUM_KEYS: tl.constexpr, HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,  # divides NUM_QUERIES and NUM_KEYS
-    HAS_NORM: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    BLOCK_HALF: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0)
     first_head = tl.program_id(1) * BLOCK_HEADS
     pair = tl.arange(0, BLOCK_HALF)
