@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +89,10 @@ class SharedBufferClient:
                 self._replay(DecodeStep(request_id=self._request_id))
                 self._sample(request, step)
                 emit(self._read(step))
-            found = overflowed(self._shared["logits"])
+            last_overflowed = overflowed(self._shared["logits"])  # while they are this answer's
         finally:
             self._link.send(Finished(request_id=self._request_id))
-        return replace(self._summed(report or Report()), overflowed=found)
+        return self._summed(report or Report(), last_overflowed)
 
     def stats(self) -> dict[str, Any]:
         self._link.send(GetStats())
@@ -131,10 +130,10 @@ class SharedBufferClient:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _summed(self, report: Report) -> Report:
+    def _summed(self, report: Report, last_overflowed: bool) -> Report:
         parts = (self._before.elapsed_ms(), report.device_ms, self._after.elapsed_ms())
         device_ms = None if None in parts else sum(part for part in parts if part is not None)
-        return Report(device_ms=device_ms, graph_path=report.graph_path)
+        return Report(device_ms=device_ms, graph_path=report.graph_path, overflowed=last_overflowed)
 
 
 def _import_buffers(link: GeneratorLink) -> dict[str, Tensor]:

@@ -35,15 +35,15 @@ IDENTITY = {
 }  # fmt: skip
 
 
-def write(directory: Path, case: Case, times: dict[int, float], **identity: str) -> None:
-    """The three files of a case whose every time at a length is ``times[length]``; ``identity``: and other cells."""
+def write(directory: Path, case: Case, times: dict[int, float], **cells: str) -> None:
+    """The three files of a case whose every time at a length is ``times[length]``; ``cells``: in other columns."""
     for kind, columns in (("ttft", TTFT_COLUMNS), ("p99", P99_COLUMNS), ("decode", DECODE_COLUMNS)):
         with (directory / f"{case.name}_{kind}.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, columns)
             table.writeheader()
             for length, ms in times.items():
-                row: dict[str, object] = dict.fromkeys(columns, "") | IDENTITY | identity
-                row |= {"prompt_length": length, "samples": identity.get("samples", 5)}
+                row: dict[str, object] = dict.fromkeys(columns, "") | IDENTITY | cells
+                row |= {"prompt_length": length, "samples": cells.get("samples", 5)}
                 row |= {c: ms for c in ("mean_ms", "p99_ms", "itl_mean_ms", "warm_mean_ms") if c in columns}
                 table.writerow({c: row[c] for c in columns})
 
