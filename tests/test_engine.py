@@ -491,9 +491,10 @@ def test_an_answer_that_overflows_does_not_spoil_the_next(
         good = list(engine.generate([1, 2, 3, 4], 6))
         assert engine.stats()["overflowed_answers"] == 0
         for number in range(1, 4):
-            list(engine.generate([1] * 20 + [overflowing] + [1] * 20, 2))
-            assert engine.report.overflowed
-            assert not engine.shared_tensors()["logits"].isfinite().all(), "it did overflow"
+            answer = engine.generate([1] * 20 + [overflowing] + [1] * 20, 2)
+            assert len([next(answer), next(answer)]) == 2
+            assert not engine.shared_tensors()["logits"].isfinite().all(), "it did overflow"  # held: no capture's yet
+            assert list(answer) == [] and engine.report.overflowed
             wait_until(lambda: not engine.is_capturing)
             assert list(engine.generate([1, 2, 3, 4], 6)) == good, number
             assert engine.report.overflowed is False
