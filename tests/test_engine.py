@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from random import randint
 from typing import Any
@@ -18,9 +19,12 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
+from torch import Tensor
+from transformers import AutoTokenizer
 
 from hybridgraph.engine import HybridEngine
 from hybridgraph.errors import UserError
+from hybridgraph.forward.fused import FusedForward
 from hybridgraph.forward.kernels.reference import ReferenceKernels
 from hybridgraph.graphs.capture import CudaGraphs, EmulatedGraph
 from hybridgraph.graphs.pool import CAPTURING
@@ -153,6 +157,29 @@ def test_a_wrong_rotation_is_noticed_in_half_precision(monkeypatch: pytest.Monke
     monkeypatch.setattr(ReferenceKernels, "_rotated", lambda self, rows, norm, eps, cos, sin: rows)
     with pytest.raises(UserError, match="the model's logits differ by"):
         open_engine(loaded, EngineOptions(forward="fused", graphs="none"))
+
+
+def test_a_rounding_that_the_model_amplifies_for_one_prompt_is_no_fault(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_decode, calls = FusedForward.decode, count()
+
+    def unlucky(self: FusedForward, token: Tensor, position: Tensor, cache: Any, logits: Tensor) -> None:
+        run_decode(self, token, position, cache, logits)
+        logits.mul_(1.1 if next(calls) < num_unlucky else 1.0)
+
+    monkeypatch.setattr(FusedForward, "decode", unlucky)
+    num_unlucky = 2
+    open_engine(loaded, EngineOptions(forward="fused", graphs="none")).close()
+    num_unlucky, calls = 3, count()
+    with pytest.raises(UserError, match=r"the model's logits differ by 10\.0%: use --forward hf"):
+        open_engine(loaded, EngineOptions(forward="fused", graphs="none"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_real_model_is_served_in_half_precision(smollm2: str, dtype: str) -> None:
+    loaded = load_model(smollm2, load_format="auto", dtype=dtype, device=torch.device("cpu"), seed=0)
+    open_engine(loaded, EngineOptions(forward="fused", graphs="none")).close()
 
 
 def test_real_model_answers_as_generate_does(smollm2: str) -> None:
@@ -727,6 +754,29 @@ def test_gpu_decode_equals_a_fresh_prefill(wide: LoadedModel, exact_module: torc
         logits = engine.shared_tensors()["logits"].float().clone()
         reference = reference_logits(exact_module, prompt + answer[:-1])
         assert (logits - reference).norm() / reference.norm() < FP16_TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("forward", ["hf", "fused"])
+def test_gpu_real_model_continues_a_text_as_float32_does(smollm2: str, forward: str) -> None:
+    """Greedy ids, wherever the two largest logits are further apart than the module's own half precision errs."""
+    loaded, exact = (
+        load_model(smollm2, load_format="auto", dtype=dtype, device=torch.device("cuda"), seed=0)
+        for dtype in ("float16", "float32")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(Path(smollm2).parent, gguf_file=Path(smollm2).name)
+    prompt = tokenizer("The capital of France is Paris. The capital of Germany is")["input_ids"]
+    options = EngineOptions(forward=forward, precapture=(16, 32), async_capture=False)
+    with open_engine(loaded, options) as engine:
+        answer = list(engine.generate(prompt, 64))
+        assert engine.report.graph_path in ("exact", "padded")
+    whole = torch.tensor([prompt + answer[:-1]], device="cuda")
+    expected, own = (module(whole).logits[0, len(prompt) - 1 :].float() for module in (exact.module, loaded.module))
+    top = expected.topk(2)
+    told_apart = top.values[:, 0] - top.values[:, 1] > 2 * (own - expected).abs().amax(-1)
+    assert told_apart.sum() > 32
+    assert torch.equal(torch.tensor(answer, device="cuda")[told_apart], top.indices[told_apart, 0])
+    assert tokenizer.decode(answer).startswith(" Berlin")
 
 
 @pytest.mark.gpu

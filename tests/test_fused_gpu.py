@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hybridgraph.forward.fused import FusedForward
+from hybridgraph.model import load_model
 
 pytestmark = pytest.mark.gpu
 
@@ -42,22 +43,32 @@ SHAPES: dict[str, dict[str, object]] = {
         "head_dim": 48,
     },
 }
-VOCAB = 32000
+VOCAB = 32000  # of the random models, and what prompts are made of
 POSITIONS = 512
 PROMPTS = 8  # compared together: of a single one, the module's own error may be the lesser by chance
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=[*SHAPES, "smollm2"])
 def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The same fresh random weights in float16 and, exactly, in float32."""
-    config = AutoConfig.for_model(**SHAPES[request.param], vocab_size=VOCAB, max_position_embeddings=POSITIONS)
-    with torch.device("cuda"):
-        half = AutoModelForCausalLM.from_config(config, dtype=torch.float16).eval().requires_grad_(False)
-        full = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
-    for parameter in half.parameters():
-        parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1 if parameter.dim() == 1 else 0.03)
+    """The same weights in float16 and, exactly, in float32: fresh random ones, or those of a trained model."""
+    if request.param == "smollm2":
+        half, full = (trained(request.getfixturevalue("smollm2"), dtype) for dtype in ("float16", "float32"))
+    else:
+        half, full = (untrained(SHAPES[request.param], dtype) for dtype in (torch.float16, torch.float32))
+        for parameter in half.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1 if parameter.dim() == 1 else 0.03)
     full.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
     return half, full
+
+
+def untrained(shape: dict[str, object], dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.for_model(**shape, vocab_size=VOCAB, max_position_embeddings=POSITIONS)
+    with torch.device("cuda"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+
+
+def trained(path: str, dtype: str) -> PreTrainedModel:
+    return load_model(path, load_format="auto", dtype=dtype, device=torch.device("cuda"), seed=0).module
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -72,7 +83,7 @@ class Buffers:
         self.ids = torch.tensor(ids + padding, device="cuda")
         self.start, self.last = (torch.tensor([at], device="cuda") for at in (0, len(ids) - 1))
         self.cache = forward.allocate_cache(POSITIONS)
-        self.logits = torch.empty(VOCAB, dtype=torch.float16, device="cuda")
+        self.logits = torch.empty(forward._weights.head.shape[0], dtype=torch.float16, device="cuda")
         self.poison()
 
     def hold(self, ids: list[int]) -> None:

@@ -14,9 +14,10 @@ from hybridgraph.errors import UserError, one_line
 from hybridgraph.forward import Forward
 from hybridgraph.forward.hf import EagerHFForward, StaticHFForward
 
-PROBE_LENGTH, PROBE_PADDED = 5, 8
+PROBES, PROBE_LENGTH, PROBE_PADDED = 3, 5, 8
 # How far two right forwards may be apart, in eps. Rounding errors add up over layers as a random walk does: two of 32
-# layers in half precision were 13 eps apart at most, and 8 for a short prompt.
+# layers in half precision were 13 eps apart at most, and 8 for a short prompt, with random weights. Trained ones are
+# mostly closer, but amplify a rounding now and then (SmolLM2-135M, 30 layers, 90 prompts: median 2 eps, one 20).
 EPS_APART, EPS_APART_A_LAYER = 8.0, 3.5  # the latter times the root of the number of layers
 
 
@@ -78,15 +79,30 @@ class StaticOperations:
         return found
 
     def require_same_answer(self, plain: StaticOperations, advice: str) -> None:
-        """Raise UserError, with ``advice``, where a padded prompt and one token more get other logits than ``plain``'s.
+        """Raise UserError, with ``advice``, where padded prompts and one token more get other logits than ``plain``'s.
 
         Modules differ in what their attention makes of a finished mask and of a cache that is larger than the answer.
-        What is found is what changes logits by more than rounding does: with many layers in bfloat16, that is a sixth.
+        What is found is what changes the logits of every prompt by more than rounding does: with many layers in
+        bfloat16, that is a sixth.
         """
         buffers = self._buffers
         if buffers.positions < PROBE_PADDED:
             return
-        ids = (torch.arange(PROBE_PADDED, device=buffers.ids.device) * 7919 + 11) % buffers.logits.shape[0]
+        eps = torch.finfo(buffers.logits.dtype).eps
+        most = max(1e-3, eps * max(EPS_APART, EPS_APART_A_LAYER * math.sqrt(self._cache.keys.shape[0])))
+        least = math.inf
+        for number in range(PROBES):
+            least = min(least, self._difference_from(plain, number, advice))
+            if least <= most:
+                return
+        raise UserError(f"over static buffers the model's logits differ by {least:.1%}: {advice}")
+
+    def _difference_from(self, plain: StaticOperations, number: int, advice: str) -> float:
+        """How far the logits of one probe are from ``plain``'s."""
+        buffers = self._buffers
+        first = number * PROBE_PADDED
+        ids = torch.arange(first, first + PROBE_PADDED, device=buffers.ids.device)
+        ids = (ids * 7919 + 11) % buffers.logits.shape[0]
         buffers.lent_ids[:PROBE_PADDED].copy_(ids)
         buffers.adopt(PROBE_LENGTH)
         buffers.token.copy_(ids[PROBE_LENGTH : PROBE_LENGTH + 1])
@@ -97,12 +113,7 @@ class StaticOperations:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"the model does not run over static buffers ({one_line(error)}): {advice}") from None
-        eps = torch.finfo(buffers.logits.dtype).eps
-        most = max(1e-3, eps * max(EPS_APART, EPS_APART_A_LAYER * math.sqrt(self._cache.keys.shape[0])))
-        for found, expected in zip(answer, plain._probe(PROBE_LENGTH), strict=True):
-            difference = _difference(found, expected)
-            if not difference <= most:  # nor may it be no number
-                raise UserError(f"over static buffers the model's logits differ by {difference:.1%}: {advice}")
+        return max(map(_difference, answer, plain._probe(PROBE_LENGTH)))
 
     def _probe(self, length: int) -> tuple[Tensor, Tensor]:
         """Logits of a prefill and of a decode step on what lies in the buffers."""
@@ -121,5 +132,7 @@ class StaticOperations:
 def _difference(found: Tensor, expected: Tensor) -> float:
     """Relative to what is expected; none where that is not finite itself."""
     expected = expected.float()
+    if not expected.isfinite().all():
+        return 0.0
     error = float((found.float() - expected).norm() / expected.norm().clamp_min(1e-30))
-    return error if bool(expected.isfinite().all()) else 0.0
+    return math.inf if math.isnan(error) else error
