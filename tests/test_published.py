@@ -1,0 +1,120 @@
+"""The published results, as committed: rows are those of their samples, tables those of their rows, texts theirs."""
+
+import csv
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from hybridgraph.cases import CASE5, CASES
+from hybridgraph.records import PHASES, Phase, SourceInfo
+from hybridgraph.report import final
+from hybridgraph.results import ResultFiles, ResultWriter
+from hybridgraph.roofline import ModelShape, Rates
+from hybridgraph.run_record import known_of_run
+
+ROOT = Path(__file__).resolve().parent.parent
+FUSED = "case4_jit_cuda_fused"
+MEASURED = [case for case in CASES if case != CASE5]
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A copy of what the last commit has: results of one's own may lie in ``output/`` by now."""
+    archive = subprocess.run(["git", "archive", "HEAD", "README.md", "docs", "output"], cwd=ROOT, capture_output=True)
+    if archive.returncode:
+        pytest.skip("not in a git checkout")
+    subprocess.run(["tar", "-x", "-C", tmp_path], input=archive.stdout, check=True)
+    return tmp_path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def runs(published: Path) -> Iterator[ResultFiles]:
+    for samples in sorted(published.rglob("*_samples.jsonl")):
+        yield ResultFiles(samples.parent, samples.name.removesuffix("_samples.jsonl"))
+
+
+def test_every_row_is_that_of_its_samples(published: Path) -> None:
+    for files in runs(published):
+        found = files.read_samples()
+        assert found is not None
+        identity, samples = found
+        source = known_of_run(files.directory, files.name, identity.run_id)["source"]
+        parts = {"shape": ModelShape(**source["shape"]), "rates": Rates(**source["rates"])}
+        before = {phase: rows(path) for phase in PHASES if (path := files.path(f"_{phase}.csv")).exists()}
+        ResultWriter(files, identity, SourceInfo(**source | parts), samples).write_summaries()
+        for phase, shown in before.items():
+            told = [{column: row[column] for column in shown[0]} for row in rows(files.path(f"_{phase}.csv"))]
+            assert shown == told, files.path(f"_{phase}.csv")
+
+
+def test_every_report_is_that_of_its_rows(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(final, "plot_table", lambda *_: None)
+    monkeypatch.setattr(final, "plot_growth", lambda *_: None)
+    reports = sorted(published.rglob(final.REPORT))
+    assert published / "output" / final.REPORT in reports
+    for report in reports:
+        texts = [report, *report.parent.glob("final_*.csv")]
+        before = {path: path.read_text() for path in texts}
+        final.write_final_tables(report.parent, as_json=False)
+        assert {path: path.read_text() for path in texts} == before
+
+
+def average(directory: Path, case: str, phase: Phase, column: str) -> float:
+    return fmean(float(row[column]) for row in rows(directory / f"{case}_{phase}.csv"))
+
+
+def figures(directory: Path, case: str) -> list[str]:
+    """Warm TTFT, time on the device, P99 and ITL, averages as the texts show them."""
+    wanted: list[tuple[Phase, str]] = [
+        ("ttft", "warm_mean_ms"),
+        ("ttft", "device_ms"),
+        ("p99", "p99_ms"),
+        ("decode", "itl_mean_ms"),
+    ]
+    return [f"{average(directory, case, *column):.2f}" for column in wanted]
+
+
+def grid_row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def test_the_texts_show_the_tables_of_the_report(published: Path) -> None:
+    report = (published / "output" / final.REPORT).read_text()
+    readme, results = (published / "README.md").read_text(), (published / "docs" / "results.md").read_text()
+    for heading, text in (("Warm TTFT, mean, ms", readme), ("P99 of TTFT, ms", readme), ("ITL, mean, ms", results)):
+        table = report.split(f"## {heading}\n\n")[1].split("\n\n")[0]
+        assert table.count("\n") == 11
+        assert table in text, heading
+
+
+@pytest.mark.parametrize("name", ["h100", "smollm2"])
+def test_the_texts_show_the_averages_of_other_runs(published: Path, name: str) -> None:
+    text = (published / "docs" / "results.md").read_text()
+    for case in MEASURED:
+        assert grid_row(case.title, *figures(published / "output" / name, case.name)) in text
+
+
+def test_the_texts_show_the_averages_of_the_peers(published: Path) -> None:
+    cases = ("case1_baseline", "peer_hf_static", "peer_hf_compiled", FUSED)
+    for directory, text in (("output/peers", "README.md"), ("output/h100/peers", "docs/results.md")):
+        warm, _, p99, itl = zip(*(figures(published / directory, case) for case in cases), strict=True)
+        shown = (published / text).read_text().replace("**", "")
+        for title, found in (("warm TTFT", warm), ("P99 of TTFT", p99), ("ITL", itl)):
+            assert grid_row(title, *found) in shown
+
+
+@pytest.mark.parametrize(("pause", "name"), [(0, "."), (5, "apart_5ms"), (20, "apart_20ms"), (100, "apart_100ms")])
+def test_the_texts_show_what_pauses_change(published: Path, pause: int, name: str) -> None:
+    directory = published / "output" / name
+    means = [average(directory, FUSED, "ttft", column) for column in ("warm_mean_ms", "device_ms", "floor_ms")]
+    tail = max(float(row["p99_ms"]) / float(row["mean_ms"]) for row in rows(directory / f"{FUSED}_p99.csv"))
+    warm, device, floor = means
+    shown = grid_row(pause, f"{warm:.2f}", f"{device:.2f}", f"{warm / floor:.3f} ×", f"{tail:.3f}")
+    assert shown[:-1] in (published / "README.md").read_text()
