@@ -123,3 +123,16 @@ def test_the_texts_show_what_pauses_change(published: Path, pause: int, name: st
     warm, device, floor = means
     shown = grid_row(pause, f"{warm:.2f}", f"{device:.2f}", f"{warm / floor:.3f} ×", f"{tail:.3f}")
     assert shown[:-1] in (published / "README.md").read_text()
+
+
+def test_the_texts_show_the_lengths_that_no_graph_was_made_for(published: Path) -> None:
+    directory, text = published / "output" / "new_lengths", (published / "docs" / "results.md").read_text()
+    tables = [rows(directory / f"{case}_ttft.csv") for case in ("case2_async_cuda", "case4_jit_cuda", FUSED)]
+    tails = rows(directory / f"{FUSED}_p99.csv")
+    assert len(tails) == 9
+    for number, tail in enumerate(tails):
+        cells = [tail["prompt_length"]]
+        for table in tables:
+            first = table[number]["first_seen_ms"]
+            cells += [f"{float(first):.2f}" if first else "(cold)", f"{float(table[number]['warm_mean_ms']):.2f}"]
+        assert grid_row(*cells, f"{float(tail['p99_ms']):.2f}") in text
