@@ -2,14 +2,14 @@
 
 import csv
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
 from hybridgraph.cases import CASE5, CASES
-from hybridgraph.records import PHASES, Phase, SourceInfo
+from hybridgraph.records import PHASES, Phase, RunIdentity, Sample, SourceInfo
 from hybridgraph.report import final
 from hybridgraph.results import ResultFiles, ResultWriter
 from hybridgraph.roofline import ModelShape, Rates
@@ -23,11 +23,15 @@ MEASURED = [case for case in CASES if case != CASE5]
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """A copy of what the last commit has: results of one's own may lie in ``output/`` by now."""
-    archive = subprocess.run(["git", "archive", "HEAD", "README.md", "docs", "output"], cwd=ROOT, capture_output=True)
+    archive = git("archive", "HEAD", "README.md", "docs", "output")
     if archive.returncode:
         pytest.skip("not in a git checkout")
     subprocess.run(["tar", "-x", "-C", tmp_path], input=archive.stdout, check=True)
     return tmp_path
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -35,23 +39,41 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def runs(published: Path) -> Iterator[ResultFiles]:
-    for samples in sorted(published.rglob("*_samples.jsonl")):
-        yield ResultFiles(samples.parent, samples.name.removesuffix("_samples.jsonl"))
+def runs(published: Path) -> list[tuple[ResultFiles, RunIdentity, list[Sample], dict[str, Any]]]:
+    """Every run: its files, who it was, its samples, and what ``environment.json`` tells of its source."""
+    found = []
+    for path in sorted(published.rglob("*_samples.jsonl")):
+        files = ResultFiles(path.parent, path.name.removesuffix("_samples.jsonl"))
+        read = files.read_samples()
+        assert read is not None
+        found.append((files, *read, known_of_run(files.directory, files.name, read[0].run_id)["source"]))
+    assert found
+    return found
+
+
+def results_in(published: Path) -> dict[Path, list[dict[str, str]]]:
+    return {path: rows(path) for phase in PHASES for path in published.rglob(f"*_{phase}.csv")}
 
 
 def test_every_row_is_that_of_its_samples(published: Path) -> None:
-    for files in runs(published):
-        found = files.read_samples()
-        assert found is not None
-        identity, samples = found
-        source = known_of_run(files.directory, files.name, identity.run_id)["source"]
+    before = results_in(published)
+    for path in before:
+        path.unlink()
+    for files, identity, samples, source in runs(published):
         parts = {"shape": ModelShape(**source["shape"]), "rates": Rates(**source["rates"])}
-        before = {phase: rows(path) for phase in PHASES if (path := files.path(f"_{phase}.csv")).exists()}
         ResultWriter(files, identity, SourceInfo(**source | parts), samples).write_summaries()
-        for phase, shown in before.items():
-            told = [{column: row[column] for column in shown[0]} for row in rows(files.path(f"_{phase}.csv"))]
-            assert shown == told, files.path(f"_{phase}.csv")
+    after = results_in(published)
+    assert after.keys() == before.keys()
+    for path, shown in before.items():
+        assert shown == [{column: row[column] for column in shown[0]} for row in after[path]], path
+
+
+def test_every_run_is_of_committed_code_on_a_device_that_is_named(published: Path) -> None:
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() == b"true":
+        pytest.skip("the checkout is shallow")
+    for files, identity, _, source in runs(published):
+        assert git("merge-base", "--is-ancestor", identity.commit, "HEAD").returncode == 0, files
+        assert identity.device == source["device"] == source["environment"]["gpu"]["name"], files
 
 
 def test_every_report_is_that_of_its_rows(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
