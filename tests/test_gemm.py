@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots, gemm
+from hybridgraph.forward.kernels import HeadNorms, Heads, Slots, gemm, hopper
 from hybridgraph.forward.kernels.gemm import RING_BYTES, Epilogue, Gemm, Tile, compile_gemm
-from hybridgraph.forward.kernels.hopper import LIMITS, HopperKernels, limits_on, tile_for
+from hybridgraph.forward.kernels.hopper import LIMITS, HopperKernels, limits_on, split_k_gemm, tile_for
 from hybridgraph.forward.kernels.reference import ReferenceKernels
 
 LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240, 256)
-SHAPES: tuple[tuple[Epilogue, int], ...] = (("store_swiglu", 3), ("store_partial", 2), ("store_partial", 3))
+SHAPES: tuple[tuple[Epilogue, int], ...] = (("store_swiglu", 3), *(("store_partial", n) for n in (1, 2, 3)))
 H100 = LIMITS["H100"]
 EDGES = (H100.swiglu, H100.swiglu + 1, H100.added, H100.added + 1)
 TOO_LARGE = Tile(warpgroups=5, tokens=200, cluster=2)
@@ -49,6 +49,32 @@ def test_a_shape_whose_sums_leave_the_registers_is_refused() -> None:
         compile_gemm("store_swiglu", tile_for(272, 3), torch.float16)
 
 
+@pytest.mark.parametrize(
+    ("shape", "most", "num_tokens", "warpgroups", "splits"),
+    [
+        ((4096, 11008), 2, 150, 2, 4),  # Llama-2-7B's down, and its query, key and value
+        ((12288, 4096), 3, 50, 3, 2),
+        ((2048, 8192), 2, 150, 1, 4),  # few units, as Llama-3.2-1B has them
+        ((576, 1536), 2, 10, 1, 6),
+        ((576, 1536), 2, 300, 1, 6),
+        ((576, 1536), 2, 301, None, None),
+        ((576, 200), 2, 10, None, None),  # not enough to split
+        ((570, 1536), 2, 10, None, None),
+    ],
+)
+def test_a_narrow_weight_is_split_into_narrow_tiles(
+    shape: tuple[int, int],
+    most: int,
+    num_tokens: int,
+    warpgroups: int | None,
+    splits: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
+    found = split_k_gemm(num_tokens, torch.empty(shape, device="meta"), most=most)
+    assert (found and found.tile.warpgroups, found and found.splits) == (warpgroups, splits)
+
+
 def test_limits_are_those_of_the_chip() -> None:
     assert limits_on("NVIDIA H100 80GB HBM3") == LIMITS["H100"] != limits_on("NVIDIA H200") == LIMITS["H200"]
     assert limits_on("NVIDIA GH200 480GB") == LIMITS["H200"]
@@ -79,8 +105,8 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-# Llama-2-7B's; then a last unit that is not a whole tile, and a reduction that is no multiple of a stage.
-WIDTHS = [(4096, 11008), (576, 1536), (840 * 8, 64 * 37)]
+# Llama-2-7B's; narrow ones; then a last unit that is not a whole tile, and a reduction that is no multiple of a stage.
+WIDTHS = [(4096, 11008), (2048, 8192), (576, 1536), (840 * 8, 64 * 37)]
 
 
 @pytest.mark.gpu
