@@ -21,7 +21,7 @@ from hybridgraph.forward.kernels.hopper import HopperKernels, limits_on
 from hybridgraph.forward.kernels.triton import TritonKernels
 
 LIMITS = limits_on(torch.cuda.get_device_name())
-POSITIONS = 512
+POSITIONS = 2048
 
 
 def shape(kind: str, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict[str, object]:

@@ -29,7 +29,7 @@ from hybridgraph.forward.kernels.rowwise import (
 LOG2_E = math.log2(math.e)
 # Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
 ATTENTION_PROGRAMS = 256
-ROTATE_BLOCK = (8, 4)  # heads of a program at most, warps
+ROTATE_BLOCK = (8, 4)  # heads of a program, of one row or several; warps
 SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 
 
@@ -105,13 +105,13 @@ class TritonKernels:
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
         splits, rows, width = qkv.shape
         num_queries = width // heads.head_dim - 2 * heads.num_kv_heads
-        most, warps = ROTATE_BLOCK
-        together = math.gcd(math.gcd(num_queries, heads.num_kv_heads), most)
+        items, warps = ROTATE_BLOCK
+        together = math.gcd(num_queries, heads.num_kv_heads, items)
         half = heads.head_dim // 2
         query_norm, key_norm = _norms(norms, slots)
         self._launch(
             rotate_store_kernel,
-            (rows, (num_queries + 2 * heads.num_kv_heads) // together),
+            (triton.cdiv(rows * together, items), (num_queries + 2 * heads.num_kv_heads) // together),
             (
                 qkv,
                 start,
@@ -122,6 +122,7 @@ class TritonKernels:
                 query_norm,
                 key_norm,
                 slots.keys.stride(0),
+                rows,
                 heads.eps,
             ),
             SPLITS=splits,
@@ -129,9 +130,10 @@ class TritonKernels:
             NUM_KEYS=heads.num_kv_heads,
             HALF=half,
             BLOCK_HALF=triton.next_power_of_2(half),
+            BLOCK_ROWS=items // together,
             BLOCK_HEADS=together,
             HAS_NORM=norms.key is not None,
-            num_warps=warps if together == most else 1,
+            num_warps=warps,
         )
         return qkv[0]
 
