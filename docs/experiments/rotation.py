@@ -21,8 +21,11 @@ from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
 from hybridgraph.forward.kernels import triton as triton_kernels
 from hybridgraph.forward.kernels.hopper import HopperKernels
 
-BLOCKS = {"as is": (8, 4), "8 by 2": (8, 2), "8 by 1": (8, 1), "16 by 4": (16, 4), "4 by 2": (4, 2)}
-PROGRAMS = (256, 128, 64, 32)
+BLOCKS = {
+    f"{items} by {warps}": (items, warps)
+    for items, warps in [(8, 4), (1, 1), (2, 1), (4, 1), (8, 2), (16, 4), (16, 8), (32, 4), (32, 8)]
+}
+PROGRAMS = (256, 64)
 
 
 class Before(HopperKernels):

@@ -185,7 +185,7 @@ class TritonKernels:
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
     ) -> Tensor:
-        splits = max(1, min(64, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.num_kv_heads)))
+        splits = max(1, min(32, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.num_kv_heads)))
         partial = torch.empty(heads.num_heads, splits, heads.head_dim, dtype=torch.float32, device=qkv.device)
         summary = torch.empty(heads.num_heads, splits, 2, dtype=torch.float32, device=qkv.device)
         query_norm, key_norm = _norms(norms, slots)
