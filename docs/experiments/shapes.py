@@ -2,21 +2,18 @@
 
 python docs/experiments/shapes.py [NAME:LENGTH,LENGTH ...]
 
-Variants are measured in turns, three rows of 40 replays each; the median row is shown. Random weights.
+Variants are measured in turns, five rows of 40 replays each; the median row is shown. Random weights.
 """
 
-import math
 import sys
 from collections.abc import Callable
 from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hybridgraph.forward.fused import FusedForward
-from hybridgraph.forward.kernels import gemm, hopper
 from hybridgraph.forward.kernels.hopper import HopperKernels, limits_on
 from hybridgraph.forward.kernels.triton import TritonKernels
 
@@ -40,44 +37,8 @@ SHAPES = {
 }
 
 
-def wide(num_rows: int, weight: Tensor, *, most: int) -> object:
-    """split_k_gemm as it was: tiles of ``most`` warpgroups, whatever the weight."""
-    width, inner = weight.shape
-    tile = hopper.tile_for(num_rows, most)
-    blocks = math.ceil(math.ceil(width / hopper.UNIT / most) / tile.cluster) * tile.cluster
-    splits = min(hopper.multiprocessors(weight.device) // blocks, math.ceil(inner / 256))
-    return gemm.Gemm("store_partial", tile, splits) if splits > 1 and hopper.fits(weight) else None
-
-
-def with_constants(**constants: int) -> Callable[..., object]:
-    """split_k_gemm with other constants of its module."""
-
-    def other(num_rows: int, weight: Tensor, *, most: int) -> object:
-        before = {name: getattr(hopper, name) for name in constants}
-        try:
-            for name, value in constants.items():
-                setattr(hopper, name, value)
-            return SPLIT_K(num_rows, weight, most=most)
-        finally:
-            for name, value in before.items():
-                setattr(hopper, name, value)
-
-    return other
-
-
-SPLIT_K = hopper.split_k_gemm
-
-
-def variants() -> dict[str, tuple[TritonKernels, Callable[..., object]]]:
-    """Name to kernels, and how a split-K GEMM is chosen while they are captured."""
-    return {
-        "as is": (HopperKernels(LIMITS), SPLIT_K),
-        "cuBLAS": (TritonKernels(), SPLIT_K),
-        "wide": (HopperKernels(LIMITS), wide),
-        "no limit": (HopperKernels(LIMITS), with_constants(NARROW_TOKENS=512)),
-        "3 parts": (HopperKernels(LIMITS), with_constants(ENOUGH_PARTS=3)),
-        "2 parts": (HopperKernels(LIMITS), with_constants(ENOUGH_PARTS=2)),
-    }
+def variants() -> dict[str, TritonKernels]:
+    return {"cuBLAS": TritonKernels(), "as is": HopperKernels(LIMITS)}
 
 
 def build(name: str) -> PreTrainedModel:
@@ -118,20 +79,18 @@ def measure(name: str, lengths: list[int]) -> None:
     model = build(name)
     logits = torch.empty(model.config.vocab_size, dtype=torch.float16, device="cuda")
     start, token, position = (torch.tensor([n], device="cuda") for n in (0, 5, 300))
-    print(name, "(median of three rows, ms)", flush=True)
+    print(name, "(median of five rows, ms)", flush=True)
     for length in lengths:
         ids = torch.randint(1000, (length,), device="cuda")
         last = torch.tensor([length - 1], device="cuda")
         graphs, caches, rows = {}, [], {}
-        for variant, (kernels, chosen) in variants().items():
+        for variant, kernels in variants().items():
             forward = FusedForward(model, kernels)
             cache = forward.allocate_cache(POSITIONS)
             caches.append(cache)  # what a graph reads has to live as long as it does
-            hopper.split_k_gemm = chosen
             graphs[variant] = captured(partial(forward.prefill, ids, length, start, last, cache, logits))
             rows[variant] = []
-        hopper.split_k_gemm = SPLIT_K
-        for _ in range(3):
+        for _ in range(5):
             for variant, graph in graphs.items():
                 rows[variant].append(row_ms(graph, 40))
                 assert logits.isfinite().all(), variant
@@ -140,7 +99,7 @@ def measure(name: str, lengths: list[int]) -> None:
     forward = FusedForward(model, HopperKernels(LIMITS))
     cache = forward.allocate_cache(POSITIONS)
     graph = captured(lambda: forward.decode(token, position, cache, logits))
-    print(f"  decode at 300: {median(row_ms(graph, 40) for _ in range(3)):.3f}")
+    print(f"  decode at 300: {median(row_ms(graph, 40) for _ in range(5)):.3f}")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from hybridgraph.forward.kernels.rowwise import (
 LOG2_E = math.log2(math.e)
 # Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
 ATTENTION_PROGRAMS = 256
-ROTATE_BLOCK = (8, 4)  # heads of a program, of one row or several; warps
+MOST_SPLITS = 32  # of its context: more take longer to combine
 SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 
 
@@ -105,13 +105,12 @@ class TritonKernels:
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
         splits, rows, width = qkv.shape
         num_queries = width // heads.head_dim - 2 * heads.num_kv_heads
-        items, warps = ROTATE_BLOCK
-        together = math.gcd(num_queries, heads.num_kv_heads, items)
+        block_rows, block_heads, warps = rotate_blocks(num_queries, heads.num_kv_heads, splits)
         half = heads.head_dim // 2
         query_norm, key_norm = _norms(norms, slots)
         self._launch(
             rotate_store_kernel,
-            (triton.cdiv(rows * together, items), (num_queries + 2 * heads.num_kv_heads) // together),
+            (triton.cdiv(rows, block_rows), (num_queries + 2 * heads.num_kv_heads) // block_heads),
             (
                 qkv,
                 start,
@@ -130,8 +129,8 @@ class TritonKernels:
             NUM_KEYS=heads.num_kv_heads,
             HALF=half,
             BLOCK_HALF=triton.next_power_of_2(half),
-            BLOCK_ROWS=items // together,
-            BLOCK_HEADS=together,
+            BLOCK_ROWS=block_rows,
+            BLOCK_HEADS=block_heads,
             HAS_NORM=norms.key is not None,
             num_warps=warps,
         )
@@ -185,7 +184,7 @@ class TritonKernels:
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
     ) -> Tensor:
-        splits = max(1, min(32, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.num_kv_heads)))
+        splits = max(1, min(MOST_SPLITS, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.num_kv_heads)))
         partial = torch.empty(heads.num_heads, splits, heads.head_dim, dtype=torch.float32, device=qkv.device)
         summary = torch.empty(heads.num_heads, splits, 2, dtype=torch.float32, device=qkv.device)
         query_norm, key_norm = _norms(norms, slots)
@@ -244,6 +243,13 @@ class TritonKernels:
         if self._overlap:
             numbers["launch_pdl"] = True
         kernel[grid](*tensors, PDL=self._overlap, **numbers)
+
+
+def rotate_blocks(num_queries: int, num_keys: int, splits: int) -> tuple[int, int, int]:
+    """(rows of a program, heads of each, warps) of the rotation: 8 heads, or one row's where sums are to be added."""
+    block_heads = math.gcd(num_queries, num_keys, 8)
+    block_rows = 8 // block_heads if splits == 1 else 1
+    return block_rows, block_heads, 4 if block_rows * block_heads == 8 else 1
 
 
 def attend_blocks(length: int) -> tuple[int, int, int, int]:
