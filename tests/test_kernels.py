@@ -27,6 +27,7 @@ from hybridgraph.forward.kernels.triton import TritonKernels, gemv_blocks
 from hybridgraph.ops import native, sampling
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 POSITIONS = 100
 EPS = 1e-5
 LENGTHS = [1, 16, 17, 70]  # around the blocks of attention: 16 queries, then 64

@@ -30,7 +30,7 @@ def gemv_kernel(
     inside = rows < num_rows
     start = rows.to(tl.int64) * WIDTH
     cols = tl.arange(0, BLOCK_K)
-    up = weight + num_rows.to(tl.int64) * WIDTH
+    up = weight + tl.cast(num_rows, tl.int64) * WIDTH  # a method of it is missing where it is 1
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)
