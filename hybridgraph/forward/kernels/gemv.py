@@ -30,7 +30,7 @@ def gemv_kernel(
     inside = rows < num_rows
     start = rows.to(tl.int64) * WIDTH
     cols = tl.arange(0, BLOCK_K)
-    up = weight + tl.cast(num_rows, tl.int64) * WIDTH  # a method of it is missing where it is 1
+    up = weight + tl.cast(num_rows, tl.int64) * WIDTH  # 1 is a constant, without methods
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)

@@ -20,7 +20,7 @@ from hybridgraph.forward.kernels.triton import TritonKernels
 
 MAX_WARPGROUPS = 3
 SHARING_TOKENS = 32  # from which on the blocks of a cluster share their loads of tokens
-ENOUGH_PARTS = 4  # of a split reduction: with fewer, narrower tiles are faster
+ENOUGH_PARTS = 4  # of a split reduction: narrower tiles that leave room for fewer are no faster
 NARROW_TOKENS = 300  # up to which narrowed tiles are faster than cuBLAS
 
 
