@@ -71,7 +71,7 @@ def test_a_narrow_weight_is_split_into_narrow_tiles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
-    found = split_k_gemm(num_tokens, torch.empty(shape, device="meta"), most=most)
+    found = split_k_gemm(num_tokens, torch.empty(shape, device="meta"), most_warpgroups=most)
     assert (found and found.tile.warpgroups, found and found.splits) == (warpgroups, splits)
 
 

@@ -83,7 +83,7 @@ class HopperKernels(TritonKernels):
 
     def _projected(self, num_rows: int, qkv: Tensor) -> Gemm | None:
         """Our GEMM for this shape, or None where cuBLAS serves it."""
-        return split_k_gemm(num_rows, qkv, most=3) if num_rows <= self._limits.projected else None
+        return split_k_gemm(num_rows, qkv, most_warpgroups=3) if num_rows <= self._limits.projected else None
 
     def _swiglu(self, num_rows: int, gate_up: Tensor) -> Gemm | None:
         """Our GEMM for this shape, or None where cuBLAS serves it."""
@@ -96,7 +96,7 @@ class HopperKernels(TritonKernels):
         """Our GEMM for this shape, or None where cuBLAS serves it."""
         width, inner = weight.shape
         most = self._limits.added if inner > width else self._limits.square
-        return split_k_gemm(num_rows, weight, most=2) if num_rows <= most else None
+        return split_k_gemm(num_rows, weight, most_warpgroups=2) if num_rows <= most else None
 
 
 def limits_on(chip: str) -> Limits:
@@ -104,16 +104,17 @@ def limits_on(chip: str) -> Limits:
     return next((limits for name, limits in LIMITS.items() if name in chip), LIMITS["H200"])
 
 
-def split_k_gemm(num_rows: int, weight: Tensor, *, most: int) -> Gemm | None:
+def split_k_gemm(num_rows: int, weight: Tensor, *, most_warpgroups: int) -> Gemm | None:
     """A GEMM whose reduction is split so that its blocks fill the chip once, or None where cuBLAS serves it.
 
-    A block has ``most`` warpgroups, or, of a weight with few units, the fewest that leave room for enough parts.
+    A block has ``most_warpgroups``, or, of a weight with few units, the fewest that leave room for enough parts.
     """
     width, inner = weight.shape
     units, most_parts, room = math.ceil(width / UNIT), math.ceil(inner / 256), multiprocessors(weight.device)
     enough = min(ENOUGH_PARTS, most_parts)
-    warpgroups = next((n for n in range(1, most) if math.ceil(units / n) * enough <= room), most)
-    if not fits(weight) or (warpgroups < most and num_rows > NARROW_TOKENS):
+    narrow = (n for n in range(1, most_warpgroups) if math.ceil(units / n) * enough <= room)
+    warpgroups = next(narrow, most_warpgroups)
+    if not fits(weight) or (warpgroups < most_warpgroups and num_rows > NARROW_TOKENS):
         return None
     tile = tile_for(num_rows, warpgroups)
     blocks = math.ceil(math.ceil(units / warpgroups) / tile.cluster) * tile.cluster

@@ -30,6 +30,7 @@ LOG2_E = math.log2(math.e)
 # Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
 ATTENTION_PROGRAMS = 256
 MOST_SPLITS = 32  # of its context: more take longer to combine
+ROTATE_BLOCK = (8, 4)  # heads of a program, warps
 SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 
 
@@ -246,10 +247,11 @@ class TritonKernels:
 
 
 def rotate_blocks(num_queries: int, num_keys: int, splits: int) -> tuple[int, int, int]:
-    """(rows of a program, heads of each, warps) of the rotation: 8 heads, or one row's where sums are to be added."""
-    block_heads = math.gcd(num_queries, num_keys, 8)
-    block_rows = 8 // block_heads if splits == 1 else 1
-    return block_rows, block_heads, 4 if block_rows * block_heads == 8 else 1
+    """(rows of a program, heads of each, warps) of the rotation; of one row where there are sums to add."""
+    together, warps = ROTATE_BLOCK
+    heads = math.gcd(num_queries, num_keys, together)
+    rows = together // heads if splits == 1 else 1
+    return rows, heads, warps if rows * heads == together else 1
 
 
 def attend_blocks(length: int) -> tuple[int, int, int, int]:
