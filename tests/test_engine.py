@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -76,15 +77,15 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return tiny_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize("options", [CASE2, CASE4], ids=["case2", "case4"])
-def test_greedy_equals_generate_at_every_length(loaded: LoadedModel, options: EngineOptions, random_ids: Ids) -> None:
-    with open_engine(loaded, options) as engine:
+def test_greedy_equals_generate_at_every_length(loaded: LoadedModel, random_ids: Ids) -> None:
+    with open_engine(loaded, CASE2) as case2, open_engine(loaded, CASE4) as case4:
         for length in range(1, 131):
             prompt, expected = prompt_and_answer(loaded, random_ids, length, 41)
-            assert greedy(engine, prompt, 41) == expected
-        counters = engine.stats()["counters"]
-    assert sum(counters[path] for path in ("exact", "padded", "captured", "eager")) == 130
-    assert counters["failed"] == counters["eager"] == 0
+            assert greedy(case2, prompt, 41) == greedy(case4, prompt, 41) == expected
+        for engine in (case2, case4):
+            counters = engine.stats()["counters"]
+            assert sum(counters[path] for path in ("exact", "padded", "captured", "eager")) == 130
+            assert counters["failed"] == counters["eager"] == 0
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -176,18 +177,17 @@ def test_a_rounding_that_the_model_amplifies_for_one_prompt_is_no_fault(
         open_engine(loaded, EngineOptions(forward="fused", graphs="none"))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_real_model_is_served_in_half_precision(smollm2: str, dtype: str) -> None:
-    loaded = load_model(smollm2, load_format="auto", dtype=dtype, device=torch.device("cpu"), seed=0)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_real_model_is_served_in_half_precision(trained: LoadedModel, dtype: torch.dtype) -> None:
+    loaded = replace(trained, module=copy.deepcopy(trained.module).to(dtype), dtype=dtype)
     open_engine(loaded, EngineOptions(forward="fused", graphs="none")).close()
 
 
-def test_real_model_answers_as_generate_does(smollm2: str) -> None:
-    loaded = load_model(smollm2, load_format="auto", dtype="float32", device=torch.device("cpu"), seed=0)
-    baseline = HuggingFaceSource(loaded, loaded.info())
-    case3 = open_engine(loaded, CASE3)
-    case2 = open_engine(loaded, EngineOptions(ops="native", graphs="exact", precapture=(5,), async_capture=False))
-    case4 = open_engine(loaded, EngineOptions(ops="torchscript", precapture=(8, 16), async_capture=False))
+def test_real_model_answers_as_generate_does(trained: LoadedModel) -> None:
+    baseline = HuggingFaceSource(trained, trained.info())
+    case3 = open_engine(trained, CASE3)
+    case2 = open_engine(trained, EngineOptions(ops="native", graphs="exact", precapture=(5,), async_capture=False))
+    case4 = open_engine(trained, EngineOptions(ops="torchscript", precapture=(8, 16), async_capture=False))
     for number in range(5):
         prompt = [504 + (number * 7919 + i * 104729) % 40000 for i in range(5 + 4 * number)]
         expected = greedy(baseline, prompt, 64)

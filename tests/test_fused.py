@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hybridgraph.errors import UserError
 from hybridgraph.forward.fused import FusedForward
-from hybridgraph.model import load_model
+from hybridgraph.model import LoadedModel
 
 Ids = Callable[[int, int], list[int]]
 
@@ -199,14 +199,12 @@ def test_an_active_window_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_real_model_answers_as_generate_does(smollm2: str) -> None:
-    loaded = load_model(smollm2, load_format="auto", dtype="float32", device=torch.device("cpu"), seed=0)
-
+def test_real_model_answers_as_generate_does(trained: LoadedModel) -> None:
     def draw(length: int) -> list[int]:
         seed = int(torch.randint(40000, ()))
         return [504 + (seed + i * 104729) % 40000 for i in range(length)]
 
-    answers = [prompt_and_answer(loaded.module, partial(draw, length), 64) for length in (3, 29)]
-    forward = FusedForward(loaded.module)
+    answers = [prompt_and_answer(trained.module, partial(draw, length), 64) for length in (3, 29)]
+    forward = FusedForward(trained.module)
     for prompt, expected in answers:
         assert greedy(forward, prompt, 64) == expected
