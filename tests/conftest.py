@@ -7,11 +7,13 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from hybridgraph.model import LoadedModel, load_model
+if TYPE_CHECKING:
+    from hybridgraph.model import LoadedModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 # What tests start heeds these, also where the tests were started in the background or by nohup.
@@ -50,6 +52,8 @@ def smollm2() -> str:
 
 
 @pytest.fixture(scope="session")
-def trained(smollm2: str) -> LoadedModel:
-    """That model in float32 on the CPU, for tests that leave its weights as they are: reading the file takes long."""
+def trained(smollm2: str) -> "LoadedModel":
+    """That model in float32 on the CPU, for tests that change none of its numbers: reading the file takes long."""
+    from hybridgraph.model import load_model  # only now: what it may import reads the environment set above
+
     return load_model(smollm2, load_format="auto", dtype="float32", device=torch.device("cpu"), seed=0)
