@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "triton", "numpy", "msgspec",
 
 def resolve(config: Config) -> tuple[Config, torch.device]:
     """Fill in what follows the device, say so, and return the device; raises UserError where it does not exist."""
-    device = _device(config.device)
+    device = existing_device(config.device)
     on_gpu = device.type == "cuda"
     resolved = replace(
         config,
@@ -42,7 +42,8 @@ def resolve(config: Config) -> tuple[Config, torch.device]:
     return resolved, device
 
 
-def _device(name: str) -> torch.device:
+def existing_device(name: str) -> torch.device:
+    """The device that ``--device name`` means on this machine; raises UserError where it does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridgraph.errors import UserError, one_line
-from hybridgraph.shapes import BUILTIN_SHAPES
+from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
 
 HUB_ID = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -36,6 +36,30 @@ def looking_up(name: str, *, what: str = "model") -> Iterator[None]:
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             raise UserError(f"model '{name}' is not on the hub: a hub id is owner/name") from None
         raise UserError(f"{what} '{name}' cannot be loaded: {one_line(error)}") from None
+
+
+def require_model(name: str, load_format: str) -> None:
+    """Raise UserError for a model that cannot be there, without asking the hub."""
+    if load_format == "dummy":
+        local_numbers(name)
+        return
+    if name in BUILTIN_SHAPES and local_directory(name) is None:
+        raise UserError(
+            f"'{name}' is a shape without weights: load format dummy, or a hub id or directory for real ones"
+        )
+    location_of(name)
+
+
+def local_numbers(name: str) -> dict[str, Any]:
+    """The ``config.json`` of a built-in shape or of a directory; raises UserError where there is none."""
+    if (numbers := builtin_config(name)) is not None:
+        return numbers
+    if (directory := local_directory(name)) is None:
+        raise unknown_model(name)
+    try:
+        return read_configuration(directory / "config.json")
+    except FileNotFoundError:
+        raise UserError(f"{directory} holds no config.json: it is no model directory") from None
 
 
 def unknown_model(name: str) -> UserError:

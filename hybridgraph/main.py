@@ -210,10 +210,7 @@ def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterat
         if not here:
             holding.close()
         try:
-            if config.prompt_file is not None:
-                from hybridgraph.sources.prompt_file import read_text
-
-                read_text(config.prompt_file)
+            _require_prompt_file(config)
             yield
         except OutputLost:
             raise  # the case ran, and its rows are on disk
@@ -221,6 +218,13 @@ def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterat
             with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
                 _record_reason(one_line(error), files, earlier, resumed=config.resume)
             raise
+
+
+def _require_prompt_file(config: Config) -> None:
+    if config.prompt_file is not None:
+        from hybridgraph.sources.prompt_file import read_text
+
+        read_text(config.prompt_file)
 
 
 def _record_reason(reason: str, files: ResultFiles, earlier: str, *, resumed: bool) -> None:
@@ -239,9 +243,23 @@ def _record_reason(reason: str, files: ResultFiles, earlier: str, *, resumed: bo
 @guarded(interrupted=INTERRUPTED)
 def _new_run(arguments: Sequence[str]) -> int:
     config = parse_args(arguments)
+    _require_what_every_case_needs(config)
     if not config.resume and (kept := set_all_aside(config.output_path)) is not None:
         say(f"earlier results are kept in {kept}")
     return 0
+
+
+def _require_what_every_case_needs(config: Config) -> None:
+    """Raise UserError for what would end each of the cases: told once, and before earlier results are set aside."""
+    _require_prompt_file(config)
+    with progress_bars(ticking=True) as bars:
+        bars(IMPORTING, 0, 1)
+        from hybridgraph.environment import existing_device
+        from hybridgraph.hub import require_model
+
+        existing_device(config.device)
+    if config.model is not None:
+        require_model(config.model, config.load_format)
 
 
 @guarded(interrupted=INTERRUPTED)

@@ -11,10 +11,9 @@ import torch
 from hybridgraph.config import DTYPES, LOAD_FORMATS
 from hybridgraph.environment import device_name
 from hybridgraph.errors import UserError, one_line
-from hybridgraph.hub import local_directory, location_of, looking_up, read_configuration, special_ids, unknown_model
+from hybridgraph.hub import local_numbers, location_of, looking_up, require_model, special_ids
 from hybridgraph.records import SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
-from hybridgraph.shapes import BUILTIN_SHAPES, builtin_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,10 +85,7 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(f"device '{device}': this machine has {count} usable NVIDIA GPUs (cpu runs without one)")
-    if load_format == "auto" and name in BUILTIN_SHAPES and local_directory(name) is None:
-        raise UserError(
-            f"'{name}' is a shape without weights: load format dummy, or a hub id or directory for real ones"
-        )
+    require_model(name, load_format)
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if load_format == "dummy":
         module = _dummy_module(_local_config(name), torch_dtype, device, seed)
@@ -112,7 +108,7 @@ def _local_config(name: str) -> PretrainedConfig:
     """The configuration of a built-in shape or of a directory's ``config.json``, read without a network."""
     from transformers import AutoConfig
 
-    numbers = builtin_config(name) or _read_config_json(name)
+    numbers = local_numbers(name)
     model_type = numbers.pop("model_type", None)
     if not isinstance(model_type, str):
         raise UserError(f"{name}/config.json has no model_type: it is no Hugging Face model configuration")
@@ -121,15 +117,6 @@ def _local_config(name: str) -> PretrainedConfig:
     except Exception as error:
         # Whatever a configuration class objects to is a fault of the file's values.
         raise UserError(f"{name}/config.json: {one_line(error)}") from None
-
-
-def _read_config_json(name: str) -> dict[str, Any]:
-    if (directory := local_directory(name)) is None:
-        raise unknown_model(name)
-    try:
-        return read_configuration(directory / "config.json")
-    except FileNotFoundError:
-        raise UserError(f"{directory} holds no config.json: it is no model directory") from None
 
 
 def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, seed: int) -> PreTrainedModel:

@@ -285,6 +285,27 @@ def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--model no/such", "unknown model 'no/such'"),
+        ("--model tiny-llama --load-format auto", "is a shape without weights"),
+        ("--model no/such.gguf --load-format auto --prompt-file /no/text", "--prompt-file /no/text: No such file"),
+        ("--device cuda:999", "--device cuda:999: "),
+    ],
+)
+def test_what_no_case_could_run_with_is_told_once_and_sets_nothing_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, told: str
+) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    before = sorted(tmp_path.iterdir())
+    capsys.readouterr()
+    assert main(["new-run", *flags.split(), "--output-dir", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
     "wrong",
     [b"\xff\n", b"\n", b"[1, 2]\n", b'{"run_id": 1}\n', "text of a sample", "another run", "another phase"],
     ids=str,
