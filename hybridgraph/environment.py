@@ -33,13 +33,17 @@ def resolve(config: Config) -> tuple[Config, torch.device]:
     resolved = replace(
         config,
         device=str(device),
-        model=config.model or (DEFAULT_GPU_MODEL if on_gpu else DEFAULT_CPU_MODEL),
+        model=config.model or default_model(device),
         dtype=config.dtype or ("float16" if on_gpu else "float32"),
     )
     if on_gpu and device.index is not None:
         torch.cuda.set_device(device)
     say(f"{resolved.model}, {resolved.load_format} weights, {resolved.dtype}, on {device_name(device)}")
     return resolved, device
+
+
+def default_model(device: torch.device) -> str:
+    return DEFAULT_GPU_MODEL if device.type == "cuda" else DEFAULT_CPU_MODEL
 
 
 def existing_device(name: str) -> torch.device:

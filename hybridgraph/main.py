@@ -254,12 +254,12 @@ def _require_what_every_case_needs(config: Config) -> None:
     _require_prompt_file(config)
     with progress_bars(ticking=True) as bars:
         bars(IMPORTING, 0, 1)
-        from hybridgraph.environment import existing_device
-        from hybridgraph.hub import require_model
-
-        existing_device(config.device)
-    if config.model is not None:
-        require_model(config.model, config.load_format)
+        from hybridgraph.environment import default_model, existing_device
+        from hybridgraph.hub import local_numbers, require_model
+    model = config.model or default_model(existing_device(config.device))
+    require_model(model, config.load_format)
+    if config.load_format == "dummy" and isinstance(limit := local_numbers(model).get("max_position_embeddings"), int):
+        config.fitted(limit, model)
 
 
 @guarded(interrupted=INTERRUPTED)
