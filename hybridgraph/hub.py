@@ -38,20 +38,22 @@ def looking_up(name: str, *, what: str = "model") -> Iterator[None]:
         raise UserError(f"{what} '{name}' cannot be loaded: {one_line(error)}") from None
 
 
-def require_model(name: str, load_format: str) -> None:
-    """Raise UserError for a model that cannot be there, without asking the hub."""
+def known_numbers(name: str, load_format: str) -> dict[str, Any]:
+    """What is known of a model before it is loaded: for dummy weights its ``config.json``, else nothing.
+
+    Raises UserError for a model that cannot be there; the hub is not asked.
+    """
     if load_format == "dummy":
-        local_numbers(name)
-        return
+        return _local_numbers(name)
     if name in BUILTIN_SHAPES and local_directory(name) is None:
         raise UserError(
             f"'{name}' is a shape without weights: load format dummy, or a hub id or directory for real ones"
         )
     location_of(name)
+    return {}
 
 
-def local_numbers(name: str) -> dict[str, Any]:
-    """The ``config.json`` of a built-in shape or of a directory; raises UserError where there is none."""
+def _local_numbers(name: str) -> dict[str, Any]:
     if (numbers := builtin_config(name)) is not None:
         return numbers
     if (directory := local_directory(name)) is None:

@@ -255,10 +255,10 @@ def _require_what_every_case_needs(config: Config) -> None:
     with progress_bars(ticking=True) as bars:
         bars(IMPORTING, 0, 1)
         from hybridgraph.environment import default_model, existing_device
-        from hybridgraph.hub import local_numbers, require_model
-    model = config.model or default_model(existing_device(config.device))
-    require_model(model, config.load_format)
-    if config.load_format == "dummy" and isinstance(limit := local_numbers(model).get("max_position_embeddings"), int):
+        from hybridgraph.hub import known_numbers
+    device = existing_device(config.device)
+    model = config.model or default_model(device)
+    if isinstance(limit := known_numbers(model, config.load_format).get("max_position_embeddings"), int):
         config.fitted(limit, model)
 
 

@@ -11,7 +11,7 @@ import torch
 from hybridgraph.config import DTYPES, LOAD_FORMATS
 from hybridgraph.environment import device_name
 from hybridgraph.errors import UserError, one_line
-from hybridgraph.hub import local_numbers, location_of, looking_up, require_model, special_ids
+from hybridgraph.hub import known_numbers, location_of, looking_up, special_ids
 from hybridgraph.records import SourceInfo
 from hybridgraph.roofline import ModelShape, Rates
 
@@ -85,10 +85,10 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(f"device '{device}': this machine has {count} usable NVIDIA GPUs (cpu runs without one)")
-    require_model(name, load_format)
+    numbers = known_numbers(name, load_format)
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if load_format == "dummy":
-        module = _dummy_module(_local_config(name), torch_dtype, device, seed)
+        module = _dummy_module(_configuration(name, numbers), torch_dtype, device, seed)
     else:
         module = _real_module(name, torch_dtype, device)
     _require_runnable(module, name)
@@ -104,11 +104,11 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
     )
 
 
-def _local_config(name: str) -> PretrainedConfig:
-    """The configuration of a built-in shape or of a directory's ``config.json``, read without a network."""
+def _configuration(name: str, numbers: dict[str, Any]) -> PretrainedConfig:
+    """transformers' configuration of the ``numbers`` in a ``config.json``, made without a network."""
     from transformers import AutoConfig
 
-    numbers = local_numbers(name)
+    numbers = dict(numbers)
     model_type = numbers.pop("model_type", None)
     if not isinstance(model_type, str):
         raise UserError(f"{name}/config.json has no model_type: it is no Hugging Face model configuration")

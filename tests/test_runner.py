@@ -291,6 +291,7 @@ def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
         ("--model tiny-llama --load-format auto", "is a shape without weights"),
         ("--model no/such.gguf --load-format auto --prompt-file /no/text", "--prompt-file /no/text: No such file"),
         ("--device cuda:999", "--device cuda:999: "),
+        ("--device cuda:999 --model tiny-llama", "--device cuda:999: "),
         ("--model tiny-llama --prompt-lengths 5000", "5001 positions exceed the 4096 of tiny-llama"),
     ],
 )
