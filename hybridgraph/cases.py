@@ -125,6 +125,13 @@ HF_COMPILED = Case(
     script="case5_tensorrt_llm.py --engine hf-compiled",
 )
 VLLM = Case(key="vllm", name="peer_vllm", title="vLLM", column="vllm", script="case5_tensorrt_llm.py --engine vllm")
+VLLM_FULL = Case(
+    key="vllm_full",
+    name="peer_vllm_full",
+    title="vLLM, full graphs",
+    column="vllm_full",
+    script="case5_tensorrt_llm.py --engine vllm-full",
+)
 TENSORRT_SINGLE = Case(
     key="case5_single",
     name="case5_tensorrt_llm_single",
@@ -133,7 +140,7 @@ TENSORRT_SINGLE = Case(
     script="case5_tensorrt_llm.py --engine tensorrt-llm-single",
 )
 
-PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM)
+PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM, VLLM_FULL)
 
 # What ``case5_tensorrt_llm.py --engine`` measures.
 ENGINES = {
@@ -142,6 +149,7 @@ ENGINES = {
     "hf-static": HF_STATIC,
     "hf-compiled": HF_COMPILED,
     "vllm": VLLM,
+    "vllm-full": VLLM_FULL,
 }
 
 

@@ -1,5 +1,6 @@
 """The parts of Case 5 that need no second process, and the peer of our own environment."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -24,7 +25,7 @@ from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.nvidia import Gpu
 from hybridgraph.sources.outside import explained
 from hybridgraph.sources.tensorrt_llm import TensorRTLLMSource, check_driver, sampling_arguments
-from hybridgraph.sources.vllm import VllmSource
+from hybridgraph.sources.vllm import VllmSource, open_vllm
 
 INFO = SourceInfo(
     model="m", dtype="float16", load_format="dummy", device="d", vocab_size=100, max_seq_len=64, special_ids=(2,)
@@ -174,7 +175,7 @@ class SteppedEngine:
         self._cached = cached
 
     def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
-        assert prompt == {"prompt_token_ids": [5, 6]} and params["ignore_eos"]
+        assert prompt == {"type": "token", "prompt_token_ids": [5, 6]} and params["ignore_eos"]
 
     def has_unfinished_requests(self) -> bool:
         return bool(self._answers)
@@ -198,6 +199,31 @@ def test_vllm_is_stepped_and_checked_the_same_way(monkeypatch: pytest.MonkeyPatc
         vllm_answer(SteppedEngine([[7], [7, 8]]), monkeypatch)
     with pytest.raises(UserError, match="16 cached tokens"):
         vllm_answer(SteppedEngine([[7, 8, 9]], cached=16), monkeypatch)
+
+
+@pytest.mark.parametrize(("engine", "mode"), [("vllm", {}), ("vllm-full", {"cudagraph_mode": "FULL"})])
+def test_vllm_captures_the_lengths_that_are_measured(
+    engine: str, mode: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = ("model", "enable_prefix_caching", "skip_tokenizer_init", "load_format", "compilation_config")
+    arguments = SimpleNamespace(EngineArgs=dataclasses.make_dataclass("EngineArgs", known))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LoadedEngine))
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", arguments)
+    monkeypatch.setattr("hybridgraph.sources.vllm.find_gpu", lambda device, name: GPU)
+    monkeypatch.setattr("hybridgraph.sources.vllm.use_only", lambda gpu: None)
+    config = Config(engine=engine, prompt_lengths=(10, 3))
+    with closing(open_vllm(config, peers.case_of(config))) as source:
+        given = source.info.environment["engine"]["arguments"]["LLM"]
+        assert (Path(given["model"]) / "config.json").is_file()
+    assert given["compilation_config"] == {"cudagraph_capture_sizes": [1, 3, 10]} | mode
+    assert given["enable_prefix_caching"] is False and not Path(given["model"]).exists()
+
+
+class LoadedEngine:
+    """vLLM's LLM object, of which nothing is asked but its engine."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.llm_engine = SimpleNamespace(arguments=arguments)
 
 
 @pytest.mark.parametrize(

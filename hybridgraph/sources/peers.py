@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, VLLM, Case, variant
+from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, VLLM, VLLM_FULL, Case, variant
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.progress import IMPORTING, progress_bars
@@ -37,7 +37,7 @@ def measures_here(case: Case) -> bool:
 def run_in_child(config: Config, case: Case) -> int:
     """Measure in a child process of the engine's own environment; returns its exit code, or raises UserError."""
     deadlines = Deadlines.from_environment()
-    python = _vllm_python() if case == VLLM else _tensorrt_python()
+    python = _vllm_python() if case in (VLLM, VLLM_FULL) else _tensorrt_python()
     find_gpu(config.device, case.title)
     command = [python, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
     return run_supervised(command, title=case.title, deadlines=deadlines)
@@ -55,7 +55,7 @@ def open_source(config: Config, case: Case) -> TokenSource:
 
 
 def _open_foreign(config: Config, case: Case) -> TokenSource:
-    if case == VLLM:
+    if case in (VLLM, VLLM_FULL):
         from hybridgraph.sources.vllm import open_vllm
 
         return open_vllm(config, case)

@@ -1,6 +1,7 @@
 """Peer: vLLM's offline engine at batch 1, stepped by hand so that every id is seen as it comes.
 
-Prefix caching is off, and full or piecewise graphs are captured for the very lengths that are measured.
+Prefix caching is off, and graphs are captured for the very lengths that are measured: of a prompt in pieces
+between its attentions, as vLLM does by default, or with ``vllm-full`` of a whole prefill.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hybridgraph.cases import Case
+from hybridgraph.cases import VLLM_FULL, Case
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.provenance import versions
@@ -30,7 +31,7 @@ def open_vllm(config: Config, case: Case) -> VllmSource:
     use_only(gpu)
     arguments = Arguments(NAME)
     try:
-        llm = _start(checkpoint, config, arguments)
+        llm = _start(checkpoint, config, _graphs(config, case), arguments)
     except BaseException:
         checkpoint.release()
         raise
@@ -43,7 +44,7 @@ def open_vllm(config: Config, case: Case) -> VllmSource:
         gpu=gpu,
         checkpoint=checkpoint,
         arguments=arguments,
-        packages=("vllm",),
+        packages=("vllm", "flashinfer-python"),
     )
     return VllmSource(llm, checkpoint, info)
 
@@ -63,7 +64,7 @@ class VllmSource:
 
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         self._num_requests += 1
-        prompt = {"prompt_token_ids": request.prompt_ids}
+        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}
         self._engine.add_request(str(self._num_requests), prompt, _sampling(request))
         num_tokens, cached = 0, 0
         while self._engine.has_unfinished_requests():
@@ -101,13 +102,17 @@ def _sampling(request: Request) -> Any:
     )
 
 
-def _start(checkpoint: Checkpoint, config: Config, arguments: Arguments) -> Any:
+def _graphs(config: Config, case: Case) -> dict[str, Any]:
+    sizes = {"cudagraph_capture_sizes": sorted({1, *config.prompt_lengths})}
+    return sizes | ({"cudagraph_mode": "FULL"} if case == VLLM_FULL else {})
+
+
+def _start(checkpoint: Checkpoint, config: Config, graphs: dict[str, Any], arguments: Arguments) -> Any:
     try:
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
     except Exception as error:  # a broken installation raises whatever its libraries raise
         raise UserError(f"{NAME} cannot be imported by {sys.executable}: {explained(error)}") from None
-    lengths = sorted(set(config.prompt_lengths))
     wanted = {
         "model": checkpoint.location,
         "dtype": checkpoint.dtype,
@@ -119,7 +124,7 @@ def _start(checkpoint: Checkpoint, config: Config, arguments: Arguments) -> Any:
         "max_num_batched_tokens": max(2048, checkpoint.positions),
         "enable_prefix_caching": False,
         "gpu_memory_utilization": MEMORY_FRACTION,
-        "compilation_config": {"cudagraph_capture_sizes": [1, *(n for n in lengths if n > 1)]},
+        "compilation_config": graphs,
     }
     needed = ("enable_prefix_caching", "skip_tokenizer_init", "load_format", "compilation_config")
     chosen = arguments.choose("LLM", parameters_of(EngineArgs), wanted, needed=needed)
