@@ -1,11 +1,12 @@
 """Peer: vLLM's offline engine at batch 1, stepped by hand so that every id is seen as it comes.
 
 Prefix caching is off, and graphs are captured for the very lengths that are measured: of a prompt in pieces
-between its attentions, as vLLM does by default, or with ``vllm-full`` of a whole prefill.
+between its attentions, as vLLM does by default, or with ``vllm-full`` of a whole prefill, and no second process.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,8 @@ def open_vllm(config: Config, case: Case) -> VllmSource:
     gpu = find_gpu(config.device, NAME)
     checkpoint = open_checkpoint(config, NAME)
     use_only(gpu)
+    if case == VLLM_FULL:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # by default the engine runs in a process of its own
     arguments = Arguments(NAME)
     try:
         llm = _start(checkpoint, config, _graphs(config, case), arguments)
