@@ -212,13 +212,13 @@ def test_vllm_captures_the_lengths_that_are_measured(
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", arguments)
     monkeypatch.setattr("hybridgraph.sources.vllm.find_gpu", lambda device, name: GPU)
     monkeypatch.setattr("hybridgraph.sources.vllm.use_only", lambda gpu: None)
-    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     config = Config(engine=engine, prompt_lengths=(10, 3))
     with closing(open_vllm(config, peers.case_of(config))) as source:
         given = source.info.environment["engine"]["arguments"]["LLM"]
         assert (Path(given["model"]) / "config.json").is_file()
     assert given["compilation_config"] == {"cudagraph_capture_sizes": [1, 3, 10]} | mode
-    assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == ("0" if mode else None)
+    assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == ("0" if mode else "1")
     assert given["enable_prefix_caching"] is False and not Path(given["model"]).exists()
 
 
