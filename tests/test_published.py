@@ -146,6 +146,17 @@ def test_the_texts_show_the_averages_of_the_peers(published: Path) -> None:
             assert grid_row(title, *(f"{mean:.2f}" for mean in found)) in shown
 
 
+def test_the_texts_show_vllm_with_pauses(published: Path) -> None:
+    directory, shown = published / "output" / "peers" / "apart_5ms", (published / "README.md").read_text()
+    metrics: list[tuple[str, Phase, str]] = [
+        ("warm TTFT, 5 ms apart", "ttft", "warm_mean_ms"),
+        ("P99 of TTFT, 5 ms apart", "p99", "p99_ms"),
+    ]
+    for title, *column in metrics:
+        vllm, fused = (average(directory, case, *column) for case in ("peer_vllm_full", FUSED))
+        assert grid_row(title, f"{vllm:.2f}", f"**{fused:.2f}**") in shown
+
+
 @pytest.mark.parametrize(("pause", "name"), [(0, "."), (5, "apart_5ms"), (20, "apart_20ms"), (100, "apart_100ms")])
 def test_the_texts_show_what_pauses_change(published: Path, pause: int, name: str) -> None:
     directory = published / "output" / name
