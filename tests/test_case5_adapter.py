@@ -26,7 +26,7 @@ from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.nvidia import Gpu
 from hybridgraph.sources.outside import explained
 from hybridgraph.sources.tensorrt_llm import TensorRTLLMSource, check_driver, sampling_arguments
-from hybridgraph.sources.vllm import VllmSource, open_vllm
+from hybridgraph.sources.vllm import VllmSource
 
 INFO = SourceInfo(
     model="m", dtype="float16", load_format="dummy", device="d", vocab_size=100, max_seq_len=64, special_ids=(2,)
@@ -202,31 +202,31 @@ def test_vllm_is_stepped_and_checked_the_same_way(monkeypatch: pytest.MonkeyPatc
         vllm_answer(SteppedEngine([[7, 8, 9]], cached=16), monkeypatch)
 
 
-@pytest.mark.parametrize(("engine", "mode"), [("vllm", {}), ("vllm-full", {"cudagraph_mode": "FULL"})])
+@pytest.mark.parametrize(
+    ("engine", "mode", "processes"), [("vllm", {}, "1"), ("vllm-full", {"cudagraph_mode": "FULL"}, "0")]
+)
 def test_vllm_captures_the_lengths_that_are_measured(
-    engine: str, mode: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    engine: str, mode: dict[str, str], processes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given: dict[str, Any] = {}
+
+    def start(**arguments: Any) -> SimpleNamespace:
+        given.update(arguments, processes=os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"])
+        return SimpleNamespace(llm_engine=SimpleNamespace())
+
     known = ("model", "enable_prefix_caching", "skip_tokenizer_init", "load_format", "compilation_config")
     arguments = SimpleNamespace(EngineArgs=dataclasses.make_dataclass("EngineArgs", known))
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LoadedEngine))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", arguments)
     monkeypatch.setattr("hybridgraph.sources.vllm.find_gpu", lambda device, name: GPU)
     monkeypatch.setattr("hybridgraph.sources.vllm.use_only", lambda gpu: None)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     config = Config(engine=engine, prompt_lengths=(10, 3))
-    with closing(open_vllm(config, peers.case_of(config))) as source:
-        given = source.info.environment["engine"]["arguments"]["LLM"]
+    with closing(peers._open_foreign(config, peers.case_of(config))):
         assert (Path(given["model"]) / "config.json").is_file()
     assert given["compilation_config"] == {"cudagraph_capture_sizes": [1, 3, 10]} | mode
-    assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == ("0" if mode else "1")
-    assert given["enable_prefix_caching"] is False and not Path(given["model"]).exists()
-
-
-class LoadedEngine:
-    """vLLM's LLM object, of which nothing is asked but its engine."""
-
-    def __init__(self, **arguments: Any) -> None:
-        self.llm_engine = SimpleNamespace(arguments=arguments)
+    assert given["processes"] == processes and given["enable_prefix_caching"] is False
+    assert not Path(given["model"]).exists()
 
 
 @pytest.mark.parametrize(

@@ -129,32 +129,30 @@ def test_the_texts_show_the_averages_of_other_runs(published: Path, name: str) -
         assert grid_row(case.title, *figures(published / "output" / name, case.name)) in text
 
 
-def test_the_texts_show_the_averages_of_the_peers(published: Path) -> None:
-    compiled, vllm = ("peer_hf_static", "peer_hf_compiled"), ("peer_vllm", "peer_vllm_full")
-    metrics: list[tuple[str, Phase, str]] = [
-        ("warm TTFT", "ttft", "warm_mean_ms"),
-        ("P99 of TTFT", "p99", "p99_ms"),
-        ("ITL", "decode", "itl_mean_ms"),
-    ]
-    for directory, peers, text in (
-        (published / "output" / "peers", (*compiled, *vllm), "README.md"),
-        (published / "output" / "h100" / "peers", compiled, "docs/results.md"),
-    ):
-        shown = (published / text).read_text().replace("**", "")
-        for title, *column in metrics:
-            found = (average(directory, case, *column) for case in ("case1_baseline", *peers, FUSED))
-            assert grid_row(title, *(f"{mean:.2f}" for mean in found)) in shown
+COMPILED, OF_VLLM = ("peer_hf_static", "peer_hf_compiled"), ("peer_vllm", "peer_vllm_full")
 
 
-def test_the_texts_show_vllm_with_pauses(published: Path) -> None:
-    directory, shown = published / "output" / "peers" / "apart_5ms", (published / "README.md").read_text()
-    metrics: list[tuple[str, Phase, str]] = [
-        ("warm TTFT, 5 ms apart", "ttft", "warm_mean_ms"),
-        ("P99 of TTFT, 5 ms apart", "p99", "p99_ms"),
-    ]
-    for title, *column in metrics:
-        vllm, fused = (average(directory, case, *column) for case in ("peer_vllm_full", FUSED))
-        assert grid_row(title, f"{vllm:.2f}", f"**{fused:.2f}**") in shown
+@pytest.mark.parametrize(
+    ("name", "text", "cases", "phases"),
+    [
+        ("peers", "README.md", ("case1_baseline", *COMPILED, *OF_VLLM, FUSED), PHASES),
+        ("peers/apart_5ms", "README.md", ("peer_vllm_full", FUSED), ("ttft", "p99")),
+        ("h100/peers", "docs/results.md", ("case1_baseline", *COMPILED, FUSED), PHASES),
+    ],
+)
+def test_the_texts_show_the_averages_of_the_peers(
+    published: Path, name: str, text: str, cases: tuple[str, ...], phases: tuple[Phase, ...]
+) -> None:
+    metrics: dict[Phase, tuple[str, str]] = {
+        "ttft": ("warm TTFT", "warm_mean_ms"),
+        "p99": ("P99 of TTFT", "p99_ms"),
+        "decode": ("ITL", "itl_mean_ms"),
+    }
+    shown = (published / text).read_text().replace("**", "")
+    for phase in phases:
+        title, column = metrics[phase]
+        found = (average(published / "output" / name, case, phase, column) for case in cases)
+        assert grid_row(title, *(f"{mean:.2f}" for mean in found)) in shown
 
 
 @pytest.mark.parametrize(("pause", "name"), [(0, "."), (5, "apart_5ms"), (20, "apart_20ms"), (100, "apart_100ms")])

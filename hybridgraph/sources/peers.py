@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TENSORRT_PYTHON = "HYBRIDGRAPH_TRTLLM_PYTHON"
 VLLM_PYTHON = "HYBRIDGRAPH_VLLM_PYTHON"
 
+OUR_OWN = (HF_STATIC, HF_COMPILED)  # of this environment
+OF_VLLM = (VLLM, VLLM_FULL)
+
 
 def case_of(config: Config) -> Case:
     """The case that ``--engine`` measures."""
@@ -31,13 +34,13 @@ def case_of(config: Config) -> Case:
 
 def measures_here(case: Case) -> bool:
     """Whether this process is the one to measure: for an engine of our own environment, and inside another's child."""
-    return case in (HF_STATIC, HF_COMPILED) or is_child()
+    return case in OUR_OWN or is_child()
 
 
 def run_in_child(config: Config, case: Case) -> int:
     """Measure in a child process of the engine's own environment; returns its exit code, or raises UserError."""
     deadlines = Deadlines.from_environment()
-    python = _vllm_python() if case in (VLLM, VLLM_FULL) else _tensorrt_python()
+    python = _vllm_python() if case in OF_VLLM else _tensorrt_python()
     find_gpu(config.device, case.title)
     command = [python, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
     return run_supervised(command, title=case.title, deadlines=deadlines)
@@ -45,7 +48,7 @@ def run_in_child(config: Config, case: Case) -> int:
 
 def open_source(config: Config, case: Case) -> TokenSource:
     """The engine of ``case``, loaded and ready, in this process."""
-    if case in (HF_STATIC, HF_COMPILED):
+    if case in OUR_OWN:
         with progress_bars(ticking=True) as bars:
             bars(IMPORTING, 0, 1)
             from hybridgraph.sources.hf_static import open_hf_static
@@ -55,7 +58,7 @@ def open_source(config: Config, case: Case) -> TokenSource:
 
 
 def _open_foreign(config: Config, case: Case) -> TokenSource:
-    if case in (VLLM, VLLM_FULL):
+    if case in OF_VLLM:
         from hybridgraph.sources.vllm import open_vllm
 
         return open_vllm(config, case)
