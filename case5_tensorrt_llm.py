@@ -1,7 +1,8 @@
 """Case 5: the real TensorRT-LLM, in a Python environment of its own, on the same ids and the same clock.
 
 Runs itself again under ``HYBRIDGRAPH_TRTLLM_PYTHON`` or ``.venv-trtllm``. ``--engine`` measures a
-peer in its place: ``hf-static``, ``hf-compiled`` (Hugging Face, static cache, compiled), ``vllm`` or ``vllm-full``.
+peer in its place: ``hf-static``, ``hf-compiled`` (Hugging Face, static cache, compiled), ``vllm``, ``vllm-full``,
+``sglang`` or ``sglang-full``.
 
     python case5_tensorrt_llm.py --ttft-iterations 5 --p99-iterations 100
 """

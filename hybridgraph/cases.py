@@ -132,6 +132,16 @@ VLLM_FULL = Case(
     column="vllm_full",
     script="case5_tensorrt_llm.py --engine vllm-full",
 )
+SGLANG = Case(
+    key="sglang", name="peer_sglang", title="SGLang", column="sglang", script="case5_tensorrt_llm.py --engine sglang"
+)
+SGLANG_FULL = Case(
+    key="sglang_full",
+    name="peer_sglang_full",
+    title="SGLang, full graphs",
+    column="sglang_full",
+    script="case5_tensorrt_llm.py --engine sglang-full",
+)
 TENSORRT_SINGLE = Case(
     key="case5_single",
     name="case5_tensorrt_llm_single",
@@ -140,7 +150,7 @@ TENSORRT_SINGLE = Case(
     script="case5_tensorrt_llm.py --engine tensorrt-llm-single",
 )
 
-PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM, VLLM_FULL)
+PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM, VLLM_FULL, SGLANG, SGLANG_FULL)
 
 # What ``case5_tensorrt_llm.py --engine`` measures.
 ENGINES = {
@@ -150,6 +160,8 @@ ENGINES = {
     "hf-compiled": HF_COMPILED,
     "vllm": VLLM,
     "vllm-full": VLLM_FULL,
+    "sglang": SGLANG,
+    "sglang-full": SGLANG_FULL,
 }
 
 

@@ -113,7 +113,7 @@ def check_record(tmp_path: Path, version: str, num_requests: int) -> None:
         assert used["CudaGraphConfig"]["batch_sizes"] == [1]
     assert engine["unknown_to_this_version"] == {}
     assert case["source"]["forward"].startswith(f"TensorRT-LLM {version}")
-    assert case["stats"]["requests_without_reused_kv_blocks"] == num_requests
+    assert case["stats"]["requests_without_reuse"] == num_requests
     assert case["gpu_spent"].keys() == {"ttft", "p99", "decode"}
     for spent in case["gpu_spent"]["p99"].values():
         assert spent["energy_j"] / (spent["wall_ms"] / 1e3) == pytest.approx(500, rel=0.5)
@@ -212,6 +212,7 @@ def test_a_model_without_an_end_id_is_refused(tmp_path: Path) -> None:
         ({"HYBRIDGRAPH_TRTLLM_PYTHON": "/nowhere/python"}, (), "is no Python interpreter"),
         ({"HYBRIDGRAPH_ENGINE_TIMEOUTS_S": "soon"}, (), "three numbers of seconds"),
         ({}, ("--engine", "vllm"), "vLLM is not installed"),
+        ({"HYBRIDGRAPH_SGLANG_PYTHON": "/nowhere"}, ("--engine", "sglang-full"), "PYTHON=/nowhere is no Python"),
         ({}, ("--forward", "fused"), "variant of Case 4 only"),
         ({}, ("--model", "no-such-model"), "unknown model"),
     ],

@@ -5,8 +5,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,9 +24,8 @@ from hybridgraph.sources import peers
 from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.nvidia import Gpu
-from hybridgraph.sources.outside import explained
-from hybridgraph.sources.tensorrt_llm import TensorRTLLMSource, check_driver, sampling_arguments
-from hybridgraph.sources.vllm import VllmSource
+from hybridgraph.sources.outside import OutsideSource, explained
+from hybridgraph.sources.tensorrt_llm import TensorRTLLM, check_driver, sampling_arguments
 
 INFO = SourceInfo(
     model="m", dtype="float16", load_format="dummy", device="d", vocab_size=100, max_seq_len=64, special_ids=(2,)
@@ -66,7 +65,8 @@ class PlayedBack:
 
 def answer(llm: PlayedBack, max_new_tokens: int = 3) -> tuple[list[int], float | None]:
     tokens: list[int] = []
-    source = TensorRTLLMSource(llm, lambda **arguments: arguments, CHECKPOINT, INFO)
+    api: Any = SimpleNamespace(version="1", module=SimpleNamespace(SamplingParams=dict))
+    source = OutsideSource(TensorRTLLM(api, llm, Arguments("Engine 1"), CHECKPOINT.end_id), CHECKPOINT, INFO)
     report = source.stream(Request(prompt_ids=[5, 6], max_new_tokens=max_new_tokens), tokens.append)
     return tokens, report.engine_ttft_ms
 
@@ -168,65 +168,142 @@ def test_a_driver_older_than_the_engines_cuda_is_said(monkeypatch: pytest.Monkey
         check_driver(GPU)
 
 
-class SteppedEngine:
-    """vLLM's engine: an answer in steps, the ids of each cumulative."""
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
+    """Makes modules importable, on a machine that seems to have a GPU."""
 
-    def __init__(self, answers: list[list[int]], cached: int = 0) -> None:
-        self._answers = answers
-        self._cached = cached
+    def install(modules: dict[str, Any]) -> None:
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+    monkeypatch.setattr("hybridgraph.sources.outside.find_gpu", lambda device, name: GPU)
+    monkeypatch.setattr("hybridgraph.sources.outside.use_only", lambda gpu: None)
+    return install
+
+
+class OutsideLibrary:
+    """vLLM's engine or SGLang's, with its module: keeps what it was started with, and gives the answer it is told to.
+
+    Ids are cumulative, as theirs are: of a step, or of a chunk.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.started_with: dict[str, Any] = {}
+        self.answer: list[list[int]] = []
+        self.cached = 0
+        known = dataclasses.make_dataclass("Arguments", KNOWN[package])
+        self.modules: dict[str, Any] = {
+            "vllm": {
+                "vllm": SimpleNamespace(LLM=self._start, SamplingParams=dict),
+                "vllm.engine.arg_utils": SimpleNamespace(EngineArgs=known),
+            },
+            "sglang": {
+                "sglang": SimpleNamespace(Engine=self._start),
+                "sglang.srt.server_args": SimpleNamespace(ServerArgs=known),
+            },
+        }[package]
+
+    def _start(self, **arguments: Any) -> Any:
+        self.started_with = arguments | {"processes": os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")}
+        assert (Path(arguments.get("model") or arguments["model_path"]) / "config.json").is_file()
+        return SimpleNamespace(llm_engine=self, generate=self.generate, shutdown=lambda: None)
 
     def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
         assert prompt == {"type": "token", "prompt_token_ids": [5, 6]} and params["ignore_eos"]
 
     def has_unfinished_requests(self) -> bool:
-        return bool(self._answers)
+        return bool(self.answer)
 
     def step(self) -> list[Any]:
-        output = SimpleNamespace(token_ids=self._answers.pop(0))
-        return [SimpleNamespace(outputs=[output], num_cached_tokens=self._cached)]
+        output = SimpleNamespace(token_ids=self.answer.pop(0))
+        return [SimpleNamespace(outputs=[output], num_cached_tokens=self.cached)]
+
+    def generate(self, *, input_ids: list[int], sampling_params: dict[str, Any], stream: bool) -> Iterator[Any]:
+        assert stream and input_ids == [5, 6]
+        assert sampling_params == {"max_new_tokens": 3, "temperature": 0.7, "ignore_eos": True}
+        yield from ({"output_ids": ids, "meta_info": {"cached_tokens": self.cached}} for ids in self.answer)
 
 
-def vllm_answer(engine: SteppedEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
-    tokens: list[int] = []
-    source = VllmSource(SimpleNamespace(llm_engine=engine), CHECKPOINT, INFO)
-    source.stream(Request(prompt_ids=[5, 6], max_new_tokens=3), tokens.append)
-    return tokens
+KNOWN = {
+    "vllm": ("model", "enable_prefix_caching", "skip_tokenizer_init", "load_format", "compilation_config"),
+    "sglang": (
+        *("model_path", "disable_radix_cache", "skip_tokenizer_init", "load_format"),
+        *("cuda_graph_config", "disable_overlap_schedule"),
+    ),
+}
 
 
-def test_vllm_is_stepped_and_checked_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert vllm_answer(SteppedEngine([[7], [7, 8], [7, 8, 9]]), monkeypatch) == [7, 8, 9]
-    with pytest.raises(UserError, match="2 of 3"):
-        vllm_answer(SteppedEngine([[7], [7, 8]]), monkeypatch)
-    with pytest.raises(UserError, match="16 cached tokens"):
-        vllm_answer(SteppedEngine([[7, 8, 9]], cached=16), monkeypatch)
+@pytest.mark.parametrize("package", ["vllm", "sglang"])
+def test_ids_of_vllm_and_sglang_are_emitted_and_checked_the_same_way(
+    package: str, installed: Callable[[dict[str, Any]], None]
+) -> None:
+    library = OutsideLibrary(package)
+    installed(library.modules)
+    config = Config(engine=package)
+    with closing(peers._open_foreign(config, peers.case_of(config))) as source:
+        for chunks, cached, part in (
+            ([[7], [7, 8], [7, 8, 9]], 0, None),
+            ([[7], [7, 8]], 0, "2 of 3"),
+            ([[7, 8, 9]], 16, "16 cached tokens"),
+            ([[7, 8, "x"]], 0, f"{source.info.forward.split()[0]} failed to answer: .*'x'"),
+        ):
+            library.answer, library.cached = chunks, cached
+            tokens: list[int] = []
+            expected = pytest.raises(UserError, match=part) if part else nullcontext()
+            with expected:
+                source.stream(Request(prompt_ids=[5, 6], max_new_tokens=3), tokens.append)
+            assert tokens == [7, 8, 9][: len(tokens)] and (part or len(tokens) == 3)
+        assert source.stats() == {"requests_without_reuse": 1}
 
 
 @pytest.mark.parametrize(
-    ("engine", "mode", "processes"), [("vllm", {}, "1"), ("vllm-full", {"cudagraph_mode": "FULL"}, "0")]
+    ("engine", "expected"),
+    [
+        ("vllm", {"compilation_config": {"cudagraph_capture_sizes": [1, 3, 10]}, "processes": "1"}),
+        (
+            "vllm-full",
+            {
+                "compilation_config": {"cudagraph_capture_sizes": [1, 3, 10], "cudagraph_mode": "FULL"},
+                "processes": "0",
+            },
+        ),
+        ("sglang", {"cuda_graph_config": {"prefill": {"bs": [3, 10]}, "decode": {"bs": [1]}}}),
+        (
+            "sglang-full",
+            {
+                "cuda_graph_config": {"prefill": {"bs": [3, 10], "backend": "full"}, "decode": {"bs": [1]}},
+                "disable_overlap_schedule": True,
+            },
+        ),
+    ],
 )
-def test_vllm_captures_the_lengths_that_are_measured(
-    engine: str, mode: dict[str, str], processes: str, monkeypatch: pytest.MonkeyPatch
+def test_engines_capture_the_lengths_that_are_measured_and_keep_no_prefix(
+    engine: str,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    installed: Callable[[dict[str, Any]], None],
 ) -> None:
-    given: dict[str, Any] = {}
-
-    def start(**arguments: Any) -> SimpleNamespace:
-        given.update(arguments, processes=os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"])
-        return SimpleNamespace(llm_engine=SimpleNamespace())
-
-    known = ("model", "enable_prefix_caching", "skip_tokenizer_init", "load_format", "compilation_config")
-    arguments = SimpleNamespace(EngineArgs=dataclasses.make_dataclass("EngineArgs", known))
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
-    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", arguments)
-    monkeypatch.setattr("hybridgraph.sources.vllm.find_gpu", lambda device, name: GPU)
-    monkeypatch.setattr("hybridgraph.sources.vllm.use_only", lambda gpu: None)
+    library = OutsideLibrary(engine.removesuffix("-full"))
+    installed(library.modules)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     config = Config(engine=engine, prompt_lengths=(10, 3))
-    with closing(peers._open_foreign(config, peers.case_of(config))):
-        assert (Path(given["model"]) / "config.json").is_file()
-    assert given["compilation_config"] == {"cudagraph_capture_sizes": [1, 3, 10]} | mode
-    assert given["processes"] == processes and given["enable_prefix_caching"] is False
-    assert not Path(given["model"]).exists()
+    peers._open_foreign(config, peers.case_of(config)).close()
+    given = library.started_with
+    kept = {"enable_prefix_caching": False} if engine.startswith("vllm") else {"disable_radix_cache": True}
+    assert given.items() >= (expected | kept).items()
+    assert "disable_overlap_schedule" in expected or "disable_overlap_schedule" not in given
+    assert not Path(given.get("model") or given["model_path"]).exists()
+
+
+def test_an_engine_that_does_not_start_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Callable[[dict[str, Any]], None]
+) -> None:
+    installed({"sglang": None})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = Config(engine="sglang")
+    with pytest.raises(UserError, match=f"SGLang could not start in {sys.executable}: .*sglang"):
+        peers._open_foreign(config, peers.case_of(config))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

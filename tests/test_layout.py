@@ -48,7 +48,7 @@ THIRD_PARTY = (
     {"numpy", "rich"},
     {"torch", "transformers", "accelerate", "huggingface_hub", "safetensors", "gguf", "triton", "cuda", "pynvml"},
     {"msgspec"},
-    {"tensorrt_llm", "vllm"},
+    {"tensorrt_llm", "vllm", "sglang"},
 )
 REPORT_MAY_IMPORT = {"numpy", "pandas", "matplotlib"}
 

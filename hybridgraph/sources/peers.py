@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, VLLM, VLLM_FULL, Case, variant
+from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, SGLANG, SGLANG_FULL, VLLM, VLLM_FULL, Case, variant
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.progress import IMPORTING, progress_bars
@@ -21,10 +21,9 @@ from hybridgraph.sources.supervise import Deadlines, SupervisedSource, is_child,
 
 ROOT = Path(__file__).resolve().parents[2]
 TENSORRT_PYTHON = "HYBRIDGRAPH_TRTLLM_PYTHON"
-VLLM_PYTHON = "HYBRIDGRAPH_VLLM_PYTHON"
-
 OUR_OWN = (HF_STATIC, HF_COMPILED)  # of this environment
 OF_VLLM = (VLLM, VLLM_FULL)
+OF_SGLANG = (SGLANG, SGLANG_FULL)
 
 
 def case_of(config: Config) -> Case:
@@ -40,7 +39,7 @@ def measures_here(case: Case) -> bool:
 def run_in_child(config: Config, case: Case) -> int:
     """Measure in a child process of the engine's own environment; returns its exit code, or raises UserError."""
     deadlines = Deadlines.from_environment()
-    python = _vllm_python() if case in OF_VLLM else _tensorrt_python()
+    python = _python_of(case)
     find_gpu(config.device, case.title)
     command = [python, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
     return run_supervised(command, title=case.title, deadlines=deadlines)
@@ -62,9 +61,21 @@ def _open_foreign(config: Config, case: Case) -> TokenSource:
         from hybridgraph.sources.vllm import open_vllm
 
         return open_vllm(config, case)
+    if case in OF_SGLANG:
+        from hybridgraph.sources.sglang import open_sglang
+
+        return open_sglang(config, case)
     from hybridgraph.sources.tensorrt_llm import open_tensorrt_llm
 
     return open_tensorrt_llm(config, case)
+
+
+def _python_of(case: Case) -> str:
+    if case in OF_VLLM:
+        return _python_with("vllm", "vLLM", "HYBRIDGRAPH_VLLM_PYTHON")
+    if case in OF_SGLANG:
+        return _python_with("sglang", "SGLang", "HYBRIDGRAPH_SGLANG_PYTHON")
+    return _tensorrt_python()
 
 
 def _tensorrt_python() -> str:
@@ -79,12 +90,12 @@ def _tensorrt_python() -> str:
     )
 
 
-def _vllm_python() -> str:
-    if os.environ.get(VLLM_PYTHON):
-        return _interpreter(VLLM_PYTHON)
-    if importlib.util.find_spec("vllm") is not None:
+def _python_with(package: str, name: str, variable: str) -> str:
+    if os.environ.get(variable):
+        return _interpreter(variable)
+    if importlib.util.find_spec(package) is not None:
         return sys.executable
-    raise UserError(f"vLLM is not installed in this environment: {VLLM_PYTHON} names an interpreter that has it")
+    raise UserError(f"{name} is not installed in this environment: {variable} names an interpreter that has it")
 
 
 def _interpreter(variable: str) -> str:

@@ -9,50 +9,36 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hybridgraph.cases import TENSORRT_SINGLE, Case
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.records import Report, Request, SourceInfo
-from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
+from hybridgraph.records import Report, Request
+from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
-from hybridgraph.sources.nvidia import Gpu, find_gpu, use_only
-from hybridgraph.sources.outside import explained, info_of_engine
+from hybridgraph.sources.nvidia import Gpu
+from hybridgraph.sources.outside import OutsideSource, explained, open_outside
 
 NAME = "TensorRT-LLM"
 KV_FRACTION = 0.3  # of the memory that weights leave free: one request needs far less
 
 
-def open_tensorrt_llm(config: Config, case: Case) -> TensorRTLLMSource:
+def open_tensorrt_llm(config: Config, case: Case) -> OutsideSource[Any]:
     """Start TensorRT-LLM on the model of ``config``, warmed up; raises UserError, in one line, where it cannot."""
-    gpu = find_gpu(config.device, NAME)
-    checkpoint = open_checkpoint(config, NAME)
-    use_only(gpu)
-    if case == TENSORRT_SINGLE:
-        os.environ["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"  # read when the library is imported
-    try:
+
+    def start(checkpoint: Checkpoint, gpu: Gpu) -> TensorRTLLM:
+        if case == TENSORRT_SINGLE:
+            os.environ["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"  # read when the library is imported
         api = _import_api()
         check_driver(gpu)
         arguments = Arguments(f"{NAME} {api.version}")
-        llm = _start(api, checkpoint, config, arguments)
-    except BaseException:
-        checkpoint.release()
-        raise
-    info = info_of_engine(
-        NAME,
-        "tensorrt-llm",
-        api.version,
-        config=config,
-        case=case,
-        gpu=gpu,
-        checkpoint=checkpoint,
-        arguments=arguments,
-        packages=("tensorrt_llm", "mpi4py"),
-    )
-    return TensorRTLLMSource(llm, api.module.SamplingParams, checkpoint, info)
+        return TensorRTLLM(api, _start(api, checkpoint, config, arguments), arguments, checkpoint.end_id)
+
+    packages = ("tensorrt_llm", "mpi4py")
+    return open_outside(NAME, start, config=config, case=case, backend="tensorrt-llm", packages=packages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,45 +48,33 @@ class _Api:
     version: str
 
 
-class TensorRTLLMSource:
-    """A ``TokenSource`` over one LLM object of this process."""
+class TensorRTLLM:
+    """An ``OutsideEngine`` over one LLM object."""
 
-    def __init__(self, llm: Any, sampling_params: Callable[..., Any], checkpoint: Checkpoint, info: SourceInfo) -> None:
+    name = NAME
+
+    def __init__(self, api: _Api, llm: Any, arguments: Arguments, end_id: int) -> None:
+        self.version = api.version
+        self.arguments = arguments
         self._llm = llm
-        self._sampling_params = sampling_params
-        self._checkpoint = checkpoint
-        self._info = info
-        self._checked_requests = 0
+        self._sampling_params = api.module.SamplingParams
+        self._end_id = end_id
 
-    @property
-    def info(self) -> SourceInfo:
-        return self._info
-
-    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
-        parameters = self._sampling_params(**sampling_arguments(request, self._checkpoint.end_id))
+    def ask(self, request: Request) -> Iterator[Any]:
+        parameters = self._sampling_params(**sampling_arguments(request, self._end_id))
         prompt = {"prompt_token_ids": request.prompt_ids}
-        num_tokens, answer = 0, None
-        try:
-            for chunk in self._llm.generate_async(prompt, sampling_params=parameters, streaming=True):
-                answer = chunk.outputs[0]
-                for token in answer.token_ids[num_tokens:]:  # cumulative
-                    emit(int(token))
-                num_tokens = len(answer.token_ids)
-        except Exception as error:  # whatever the library and its workers raise
-            raise UserError(f"{NAME} failed to answer: {explained(error)}") from None
-        if answer is None or num_tokens != request.max_new_tokens:
-            raise UserError(f"{NAME}'s stream ended after {num_tokens} of {request.max_new_tokens} tokens")
-        metrics = answer.request_perf_metrics
+        yield from self._llm.generate_async(prompt, sampling_params=parameters, streaming=True)
+
+    def ids_of(self, answer: Any) -> Sequence[int]:
+        return answer.outputs[0].token_ids
+
+    def report(self, answer: Any) -> Report:
+        metrics = answer.outputs[0].request_perf_metrics
         _check_no_reuse(metrics)
-        self._checked_requests += 1
         return Report(engine_ttft_ms=_engine_ttft_ms(metrics))
 
-    def stats(self) -> dict[str, Any]:
-        return {"requests_without_reused_kv_blocks": self._checked_requests}
-
-    def close(self) -> None:
+    def shutdown(self) -> None:
         self._llm.shutdown()
-        self._checkpoint.release()
 
 
 def sampling_arguments(request: Request, end_id: int) -> dict[str, Any]:
