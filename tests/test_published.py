@@ -130,6 +130,7 @@ def test_the_texts_show_the_averages_of_other_runs(published: Path, name: str) -
 
 
 COMPILED, OF_VLLM = ("peer_hf_static", "peer_hf_compiled"), ("peer_vllm", "peer_vllm_full")
+OF_SGLANG = ("peer_sglang", "peer_sglang_full")
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,8 @@ COMPILED, OF_VLLM = ("peer_hf_static", "peer_hf_compiled"), ("peer_vllm", "peer_
     [
         ("peers", "README.md", ("case1_baseline", *COMPILED, *OF_VLLM, FUSED), PHASES),
         ("peers/apart_5ms", "README.md", ("peer_vllm_full", FUSED), ("ttft", "p99")),
+        ("peers/sglang", "docs/results.md", ("case1_baseline", *COMPILED, *OF_VLLM, *OF_SGLANG, FUSED), PHASES),
+        ("peers/sglang/apart_5ms", "docs/results.md", ("peer_vllm_full", "peer_sglang_full", FUSED), ("ttft", "p99")),
         ("h100/peers", "docs/results.md", ("case1_baseline", *COMPILED, FUSED), PHASES),
     ],
 )
