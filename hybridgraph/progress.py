@@ -22,7 +22,7 @@ def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[OnPr
     A new label completes those before it, and so does the end. ``ticking`` redraws the elapsed time as well, in a
     thread, which would wake up inside a measurement; ``shown``: whether anything is shown at all.
     """
-    if not (shown and sys.stderr is not None and sys.stderr.isatty()):
+    if not (shown and on_terminal()):
         yield nobody
         return
     from rich.console import Console
@@ -44,6 +44,11 @@ def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[OnPr
 
         yield advance
         complete()
+
+
+def on_terminal() -> bool:
+    """Whether somebody may be watching standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(text: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridgraph.pair import generator_process
+from hybridgraph.sources import supervise
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,3 +87,16 @@ def test_a_further_signal_ends_a_child_that_heeds_none(parent: str, number: sign
                 os.kill(child, 0)
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_who_waits_for_an_engine_on_a_terminal_is_told(
+    watched: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervise, "_SAID_EVERY_S", 0.3)
+    monkeypatch.setattr(supervise, "on_terminal", lambda: watched)
+    command = [sys.executable, "-c", "import time; time.sleep(1.5)"]
+    assert supervise.run_supervised(command, title="Engine", deadlines=supervise.Deadlines()) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert bool(lines) == watched
+    assert all(line.startswith("Engine is starting: ") for line in lines)

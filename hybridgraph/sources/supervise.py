@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from hybridgraph.errors import UserError
+from hybridgraph.progress import on_terminal, say
 from hybridgraph.records import Report, Request, SourceInfo, TokenSource
 from hybridgraph.signals import end_with_parent, how_killed, stop_signals_raise
 
@@ -33,6 +34,7 @@ TIMEOUTS = "HYBRIDGRAPH_ENGINE_TIMEOUTS_S"
 INTERRUPTED = 130  # the exit code of a process that told its user so
 _READY, _ANSWERED, _CLOSING = b"r", b"a", b"c"
 _TICK_S = 0.2
+_SAID_EVERY_S = 5.0  # that an engine is still starting: a bar would not survive between its own messages
 _GRACE_S = 5.0  # between asking a group to end and killing it
 
 
@@ -115,13 +117,17 @@ class _Group:
     def watch(self, title: str, deadlines: Deadlines) -> None:
         """Return when the child has ended; raise UserError when a deadline has passed."""
         stage, allowed_s = "start", deadlines.start_s
-        until = time.monotonic() + allowed_s
+        begun = said = time.monotonic()
+        until = begun + allowed_s
         while not self._has_ended():
             beats = self._read(_TICK_S)
             if beats:
                 stage = "shut down" if _CLOSING in beats else "answer a request"
                 allowed_s = deadlines.shutdown_s if _CLOSING in beats else deadlines.request_s
                 until = time.monotonic() + allowed_s
+            elif stage == "start" and on_terminal() and time.monotonic() > said + _SAID_EVERY_S:
+                said = time.monotonic()
+                say(f"{title} is starting: {said - begun:.0f} s")
             elif time.monotonic() > until:
                 raise UserError(
                     f"{title} did not {stage} within {allowed_s:g} s and was ended: see its messages above "
