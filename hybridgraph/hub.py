@@ -53,6 +53,14 @@ def known_numbers(name: str, load_format: str) -> dict[str, Any]:
     return {}
 
 
+def numbers_of(name: str, load_format: str) -> dict[str, Any]:
+    """What is known before weights are loaded: as ``known_numbers``, but of a hub id what its ``config.json`` says."""
+    numbers = known_numbers(name, load_format)
+    if load_format == "dummy" or name.endswith(".gguf"):
+        return numbers
+    return configuration_in(location_of(name)[0])
+
+
 def _local_numbers(name: str) -> dict[str, Any]:
     if (numbers := builtin_config(name)) is not None:
         return numbers
@@ -94,6 +102,31 @@ def read_configuration(path: Path) -> dict[str, Any]:
     if not isinstance(numbers, dict):
         raise UserError(f"{path} holds a JSON {type(numbers).__name__}, not the object of a model configuration")
     return numbers
+
+
+def configuration_in(location: str, file: str = "config.json", *, required: bool = True) -> dict[str, Any]:
+    """The JSON object in ``file`` of a directory or hub id; empty where there is none and none is ``required``."""
+    directory = local_directory(location)
+    path = directory / file if directory else _downloaded(location, file, required=required)
+    try:
+        return read_configuration(path)
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise UserError(f"{location} holds no {file}: it is no model directory") from None
+
+
+def _downloaded(repository: str, file: str, *, required: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with looking_up(repository):
+        try:
+            return Path(hf_hub_download(repository, file))
+        except EntryNotFoundError:
+            if required:
+                raise
+            return Path(repository) / file  # there is none, and none is needed
 
 
 def location_of(name: str) -> tuple[str, dict[str, Any]]:

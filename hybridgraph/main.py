@@ -255,10 +255,13 @@ def _require_what_every_case_needs(config: Config) -> None:
     with progress_bars(ticking=True) as bars:
         bars(IMPORTING, 0, 1)
         from hybridgraph.environment import default_model, existing_device
-        from hybridgraph.hub import known_numbers
-    device = existing_device(config.device)
-    model = config.model or default_model(device)
-    if isinstance(limit := known_numbers(model, config.load_format).get("max_position_embeddings"), int):
+        from hybridgraph.hub import numbers_of
+
+        device = existing_device(config.device)
+        model = config.model or default_model(device)
+        bars("looking the model up", 0, 1)
+        limit = numbers_of(model, config.load_format).get("max_position_embeddings")
+    if isinstance(limit, int):
         config.fitted(limit, model)
 
 

@@ -289,6 +289,8 @@ def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
     [
         ("--model no/such", "unknown model 'no/such'"),
         ("--model tiny-llama --load-format auto", "is a shape without weights"),
+        ("--model no/such --load-format auto", "model 'no/such' cannot be loaded"),
+        ("--model . --load-format auto", "holds no config.json: it is no model directory"),
         ("--model no/such.gguf --load-format auto --prompt-file /no/text", "--prompt-file /no/text: No such file"),
         ("--device cuda:999", "--device cuda:999: "),
         ("--device cuda:999 --model tiny-llama", "--device cuda:999: "),

@@ -13,11 +13,10 @@ from typing import Any
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
 from hybridgraph.hub import (
+    configuration_in,
     ids_in,
     local_directory,
     location_of,
-    looking_up,
-    read_configuration,
     special_ids,
     unknown_model,
 )
@@ -62,8 +61,8 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
     numbers = builtin_config(name) if config.load_format == "dummy" else None
     if numbers is None:
         location = _location(name, config.load_format)
-        numbers = _read(location, "config.json")
-        generation = _read(location, "generation_config.json", required=False)
+        numbers = configuration_in(location)
+        generation = configuration_in(location, "generation_config.json", required=False)
     else:
         location, generation = "", {}
     special = special_ids(numbers, generation)
@@ -93,30 +92,6 @@ def _location(name: str, load_format: str) -> str:
     if load_format == "dummy" and local_directory(name) is None:
         raise unknown_model(name)
     return location_of(name)[0]
-
-
-def _read(location: str, file: str, *, required: bool = True) -> dict[str, Any]:
-    directory = local_directory(location)
-    path = directory / file if directory else _downloaded(location, file, required=required)
-    try:
-        return read_configuration(path)
-    except FileNotFoundError:
-        if not required:
-            return {}
-        raise UserError(f"{location} holds no {file}: it is no model directory") from None
-
-
-def _downloaded(repository: str, file: str, *, required: bool) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    with looking_up(repository):
-        try:
-            return Path(hf_hub_download(repository, file))
-        except EntryNotFoundError:
-            if required:
-                raise
-            return Path(repository) / file  # there is none, and none is needed
 
 
 def _written(numbers: Mapping[str, Any]) -> tempfile.TemporaryDirectory[str]:
