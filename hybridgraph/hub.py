@@ -66,10 +66,7 @@ def _local_numbers(name: str) -> dict[str, Any]:
         return numbers
     if (directory := local_directory(name)) is None:
         raise unknown_model(name)
-    try:
-        return read_configuration(directory / "config.json")
-    except FileNotFoundError:
-        raise UserError(f"{directory} holds no config.json: it is no model directory") from None
+    return configuration_in(str(directory))
 
 
 def unknown_model(name: str) -> UserError:

@@ -12,14 +12,7 @@ from typing import Any
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.hub import (
-    configuration_in,
-    ids_in,
-    local_directory,
-    location_of,
-    special_ids,
-    unknown_model,
-)
+from hybridgraph.hub import configuration_in, ids_in, location_of, numbers_of, special_ids
 from hybridgraph.roofline import ModelShape
 from hybridgraph.shapes import DEFAULT_GPU_MODEL, builtin_config
 from hybridgraph.sources.supervise import SCRATCH
@@ -58,13 +51,12 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
     dtype = config.dtype or "float16"
     if name.endswith(".gguf"):
         raise UserError(f"{engine} loads no GGUF file: give a directory or hub id with safetensors instead of {name}")
-    numbers = builtin_config(name) if config.load_format == "dummy" else None
-    if numbers is None:
-        location = _location(name, config.load_format)
-        numbers = configuration_in(location)
-        generation = configuration_in(location, "generation_config.json", required=False)
-    else:
+    numbers = numbers_of(name, config.load_format)
+    if config.load_format == "dummy" and builtin_config(name) is not None:
         location, generation = "", {}
+    else:
+        location = location_of(name)[0]
+        generation = configuration_in(location, "generation_config.json", required=False)
     special = special_ids(numbers, generation)
     if not (end_ids := ids_in(numbers.get("eos_token_id"))):
         raise UserError(f"{name}/config.json has no eos_token_id: {engine} needs an end id where it has no tokenizer")
@@ -86,12 +78,6 @@ def open_checkpoint(config: Config, engine: str) -> Checkpoint:
         positions=positions,
         temporary=temporary,
     )
-
-
-def _location(name: str, load_format: str) -> str:
-    if load_format == "dummy" and local_directory(name) is None:
-        raise unknown_model(name)
-    return location_of(name)[0]
 
 
 def _written(numbers: Mapping[str, Any]) -> tempfile.TemporaryDirectory[str]:

@@ -104,6 +104,11 @@ def open_outside(
     return OutsideSource(engine, checkpoint, info)
 
 
+def version_of(package: str) -> str:
+    """The version of an engine's own package."""
+    return versions(package)[package] or "of unknown version"
+
+
 def check_nothing_cached(name: str, cached: int | None) -> None:
     """Raise UserError where an engine took ``cached`` tokens of the prompt from an earlier request."""
     if cached:

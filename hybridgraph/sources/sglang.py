@@ -12,22 +12,22 @@ from typing import Any
 
 from hybridgraph.cases import SGLANG_FULL, Case
 from hybridgraph.config import Config
-from hybridgraph.provenance import versions
 from hybridgraph.records import Report, Request
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
-from hybridgraph.sources.nvidia import Gpu
-from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, open_outside
+from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, open_outside, version_of
 
 
 def open_sglang(config: Config, case: Case) -> OutsideSource[Any]:
     """Start SGLang on the model of ``config``; raises UserError, in one line, where it cannot."""
-
-    def start(checkpoint: Checkpoint, gpu: Gpu) -> Sglang:
-        return Sglang(checkpoint, config, case)
-
-    packages = ("sglang", "sglang-kernel", "flashinfer-python")
-    return open_outside(Sglang.name, start, config=config, case=case, backend="sglang", packages=packages)
+    return open_outside(
+        Sglang.name,
+        lambda checkpoint, _: Sglang(checkpoint, config, case),
+        config=config,
+        case=case,
+        backend="sglang",
+        packages=("sglang", "sglang-kernel", "flashinfer-python"),
+    )
 
 
 class Sglang:
@@ -42,7 +42,7 @@ class Sglang:
         from sglang import Engine
         from sglang.srt.server_args import ServerArgs
 
-        self.version = versions("sglang")["sglang"] or "of unknown version"
+        self.version = version_of("sglang")
         self.arguments = Arguments(self.name)
         graphs = _graphs(config, case)
         needed = ("disable_radix_cache", "skip_tokenizer_init", "load_format", *graphs)
@@ -65,11 +65,10 @@ class Sglang:
 
 
 def _graphs(config: Config, case: Case) -> dict[str, Any]:
-    prefill: dict[str, Any] = {"bs": sorted(set(config.prompt_lengths))}
-    if case != SGLANG_FULL:
-        return {"cuda_graph_config": {"prefill": prefill, "decode": {"bs": [1]}}}
-    whole = {"prefill": prefill | {"backend": "full"}, "decode": {"bs": [1]}}
-    return {"cuda_graph_config": whole, "disable_overlap_schedule": True}
+    whole = case == SGLANG_FULL
+    prefill = {"bs": sorted(set(config.prompt_lengths))} | ({"backend": "full"} if whole else {})
+    graphs = {"cuda_graph_config": {"prefill": prefill, "decode": {"bs": [1]}}}
+    return graphs | ({"disable_overlap_schedule": True} if whole else {})
 
 
 def _wanted(checkpoint: Checkpoint, config: Config) -> dict[str, Any]:

@@ -12,24 +12,24 @@ from typing import Any
 
 from hybridgraph.cases import VLLM_FULL, Case
 from hybridgraph.config import Config
-from hybridgraph.provenance import versions
 from hybridgraph.records import Report, Request
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
-from hybridgraph.sources.nvidia import Gpu
-from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, open_outside
+from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, open_outside, version_of
 
 MEMORY_FRACTION = 0.9
 
 
 def open_vllm(config: Config, case: Case) -> OutsideSource[Any]:
     """Start vLLM on the model of ``config``; raises UserError, in one line, where it cannot."""
-
-    def start(checkpoint: Checkpoint, gpu: Gpu) -> Vllm:
-        return Vllm(checkpoint, config, case)
-
-    packages = ("vllm", "flashinfer-python")
-    return open_outside(Vllm.name, start, config=config, case=case, backend="vllm", packages=packages)
+    return open_outside(
+        Vllm.name,
+        lambda checkpoint, _: Vllm(checkpoint, config, case),
+        config=config,
+        case=case,
+        backend="vllm",
+        packages=("vllm", "flashinfer-python"),
+    )
 
 
 class Vllm:
@@ -43,7 +43,7 @@ class Vllm:
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
 
-        self.version = versions("vllm")["vllm"] or "of unknown version"
+        self.version = version_of("vllm")
         self.arguments = Arguments(self.name)
         needed = ("enable_prefix_caching", "skip_tokenizer_init", "load_format", "compilation_config")
         wanted = _wanted(checkpoint, config, case)
