@@ -283,10 +283,13 @@ def test_tensorrt_llm_that_cannot_be_set_up_is_a_failed_case_with_its_reason(pro
     assert calls[-1].endswith("generate_final_tables.py --output-dir=output")
 
 
+@pytest.mark.parametrize("answer", ["echo interrupted, --resume >&2; exit 130", "exit 1"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_everything_that_was_started(project: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_signal_ends_everything_that_was_started(
+    project: Path, tmp_path: Path, number: int, code: int, answer: str
+) -> None:
     # Without its own trap, bash forgets an interrupt that a foreground mv outlives.
-    sleeper = f"""trap 'exit 130' INT
+    sleeper = f"""trap '{answer}' INT
     {sys.executable} -c 'import time; time.sleep(60)' & printf '%s %s' $$ $! > {tmp_path}/pids.new
     mv {tmp_path}/pids.new {tmp_path}/pids; wait"""
     env = environ(HYBRIDGRAPH_PYTHON=recording_python(tmp_path, sleeper))
@@ -294,7 +297,8 @@ def test_a_signal_ends_everything_that_was_started(project: Path, tmp_path: Path
     process = subprocess.Popen(command, cwd=project, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(tmp_path / "pids")
     process.send_signal(number)
-    assert "--resume" in process.communicate(timeout=20)[1]
+    said = process.communicate(timeout=20)[1]
+    assert "--resume" in said and said.count("interrupted") == 1, "told once, by the step or for it"
     assert process.returncode == code
     for pid in (tmp_path / "pids").read_text().split():
         wait_gone(int(pid))

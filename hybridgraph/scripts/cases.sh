@@ -29,15 +29,18 @@ run_step() {
 
 # stop_case CODE: interrupt the step in flight, wait until it has stopped what it started, exit. A second signal kills it.
 stop_case() {
-    local step # asked of the shell: a variable could lag behind the fork by one signal
-    step=$(jobs -pr)
+    local step code=0
+    step=$(jobs -pr) # asked of the shell: a variable could lag behind the fork by one signal
     trap '[ -z "$step" ] || kill -KILL -- "-$step" 2>/dev/null' INT TERM HUP
-    say "interrupted: what was measured is kept; --resume goes on from there"
     if [ -n "$step" ]; then
         kill -INT -- "-$step" 2>/dev/null
         wait "$step"
         kill -KILL -- "-$step" 2>/dev/null # nothing of its group outlives it
+        wait "$step" # again: the code before is that of a second signal, where one came
+        code=$?
     fi
+    # Steps that end with 130 have said so themselves.
+    [ "$code" = 130 ] || say "interrupted: what was measured is kept; --resume goes on from there"
     exit "$1"
 }
 
