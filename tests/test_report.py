@@ -11,7 +11,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5, HF_STATIC, PAPER_PROMPT_LENGTHS, Case
+from hybridgraph.cases import (
+    CASE1,
+    CASE2,
+    CASE3,
+    CASE4,
+    CASE4_FUSED,
+    CASE5,
+    CASES,
+    HF_STATIC,
+    PAPER_PROMPT_LENGTHS,
+    PEERS,
+    Case,
+)
 from hybridgraph.errors import UserError
 from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
 from hybridgraph.report import plots
@@ -471,6 +483,17 @@ def test_a_plot_names_whose_floor_it_shows(tmp_path: Path, monkeypatch: pytest.M
     results = load_results(tmp_path)
     plots.plot_table(build_table(results, TTFT), results, tmp_path / "plot.png")
     assert labels == ["JIT+CUDA", "floor (JIT+CUDA)"]
+
+
+def test_every_line_of_a_plot_has_a_color_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    colors: list[object] = []
+    monkeypatch.setattr(plots, "_label_ends", lambda axes, lines: colors.extend(color for *_, color in lines))
+    cases = (*CASES, *PEERS)
+    for case in cases:
+        write(tmp_path, case, {10: 5.0}, floor_ms="3.0")
+    results = load_results(tmp_path)
+    plots.plot_table(build_table(results, TTFT), results, tmp_path / "plot.png")
+    assert len(set(colors)) == len(colors) == len(cases) + 1
 
 
 def test_what_the_report_says_needs_no_matplotlib() -> None:

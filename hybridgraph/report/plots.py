@@ -16,14 +16,15 @@ from hybridgraph.cases import CASES, PEERS, Case
 from hybridgraph.report.load import Results
 from hybridgraph.report.tables import Table
 
-_COLORS = dict(zip((case.name for case in (*CASES, *PEERS)), mpl.color_sequences["tab10"], strict=False))
+_PALETTE = (*mpl.color_sequences["tab10"], *mpl.color_sequences["Set2"])
+_COLORS = dict(zip((case.name for case in (*CASES, *PEERS)), _PALETTE, strict=False))
 _FLOOR = "#222222"
 
 
 def plot_table(table: Table, results: Results, path: Path) -> None:
     """One metric; each line is named at its right end. Emulated graphs say so in the title."""
     figure, axes = _canvas(f"{table.metric.heading}{_emulated(results)}", _about(results.identity))
-    lines = [(table.values[case.column].dropna(), case.title, _color(case)) for case in table.measured]
+    lines = [(table.values[case.column].dropna(), case.title, _COLORS[case.name]) for case in table.measured]
     for line, _, color in lines:
         axes.plot(line.index, line, marker="o", markersize=3.5, linewidth=1.6, color=color)
     if (found := floor_of(table, results)) is not None:
@@ -101,10 +102,6 @@ def _about(identity: Mapping[str, str]) -> str:
 
 def _emulated(results: Results) -> str:
     return " (graphs EMULATED: not CUDA Graph results)" if results.is_emulated else ""
-
-
-def _color(case: Case) -> Any:
-    return _COLORS.get(case.name, "black")
 
 
 def _save(figure: Any, path: Path) -> None:
