@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 
 from hybridgraph.errors import UserError
+from hybridgraph.progress import let_go
 
 
 class OutputLost(UserError):
@@ -27,6 +27,6 @@ def printing() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not tried again at exit
+        let_go(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise OutputLost(f"cannot write to standard output: {error.strerror or error}") from None

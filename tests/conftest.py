@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hybridgraph.model import LoadedModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
+os.environ.pop("PYTHONUNBUFFERED", None)  # what a process has left to write at its end shows without it only
 # What tests start heeds these, also where the tests were started in the background or by nohup.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
