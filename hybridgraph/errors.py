@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
-from hybridgraph.progress import say
+from hybridgraph.progress import end_saying, say
 
 MAX_CHARACTERS = 500  # of what is told of an error
 
@@ -67,6 +67,8 @@ def guarded(*, interrupted: str) -> Callable[[Callable[_P, int]], Callable[_P, i
             except KeyboardInterrupt:
                 say(interrupted)
                 return 130
+            finally:
+                end_saying()
 
         return told
 

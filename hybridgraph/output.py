@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 
 from hybridgraph.errors import UserError
-from hybridgraph.progress import let_go
+from hybridgraph.progress import give_up
 
 
 class OutputLost(UserError):
@@ -27,6 +27,6 @@ def printing() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except OSError as error:
-        let_go(sys.stdout)
+        give_up(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise OutputLost(f"cannot write to standard output: {error.strerror or error}") from None

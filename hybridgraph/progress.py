@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 IMPORTING = "importing torch"  # the first stage of whatever is opened
@@ -55,16 +55,22 @@ def on_terminal() -> bool:
 
 def say(text: str) -> None:
     """One line to a person, on standard error where there still is one: nothing ends for want of a reader."""
-    if sys.stderr is None:  # closed by whoever started this process
-        return
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text}\n")  # in one write: lines of two processes do not mix
+            sys.stderr.flush()
+
+
+def end_saying() -> None:
+    """At a process's end: what could still not be said is given up, which would turn exit code 0 into 120."""
     try:
-        sys.stderr.write(f"{text}\n")  # in one write: lines of two processes do not mix
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
     except OSError:
-        let_go(sys.stderr)
+        give_up(sys.stderr)
 
 
-def let_go(stream: TextIO) -> None:
+def give_up(stream: TextIO) -> None:
     """What ``stream`` could not write, and whatever follows, goes nowhere: Python would try again at exit, and fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())

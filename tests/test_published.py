@@ -2,13 +2,27 @@
 
 import csv
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
-from hybridgraph.cases import CASE1, CASE4_FUSED, CASE5, CASES, HF_COMPILED, HF_STATIC, PEERS
+from hybridgraph.cases import (
+    CASE1,
+    CASE4,
+    CASE4_FUSED,
+    CASE5,
+    CASES,
+    HF_COMPILED,
+    HF_STATIC,
+    SGLANG,
+    SGLANG_FULL,
+    VLLM,
+    VLLM_FULL,
+    Case,
+)
 from hybridgraph.records import PHASES, Phase, RunIdentity, Sample, SourceInfo
 from hybridgraph.report import final
 from hybridgraph.results import ResultFiles, ResultWriter
@@ -127,17 +141,27 @@ def test_the_texts_show_the_averages_of_other_runs(published: Path, name: str) -
         assert grid_row(case.title, *figures(published / "output" / name, case.name, WARM, DEVICE, P99, ITL)) in text
 
 
-@pytest.mark.parametrize(("name", "text"), [("peers", "README.md"), ("h100/peers", "docs/results.md")])
-def test_the_texts_show_the_averages_of_the_peers(published: Path, name: str, text: str) -> None:
+HF = (CASE1, HF_STATIC, HF_COMPILED, CASE4_FUSED)
+OF_OTHERS = (VLLM, VLLM_FULL, SGLANG, SGLANG_FULL)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cases", "with_pauses"),
+    [
+        ("peers", "README.md", (*HF, *OF_OTHERS, CASE4), (VLLM_FULL, SGLANG_FULL, CASE4_FUSED)),
+        ("h100/peers", "docs/results.md", HF, ()),
+    ],
+)
+def test_the_texts_show_the_averages_of_the_peers(
+    published: Path, name: str, text: str, cases: Sequence[Case], with_pauses: Sequence[Case]
+) -> None:
     directory, shown = published / "output" / name, (published / text).read_text().replace("**", "")
-    apart = directory / "apart_5ms"
-    measured = [case for case in (*CASES, *PEERS) if (directory / f"{case.name}_ttft.csv").exists()]
-    assert {CASE1, CASE4_FUSED, HF_STATIC, HF_COMPILED} <= {*measured}
-    for case in measured:
+    for case in cases:
         cells = figures(directory, case.name, WARM, P99, ITL)
-        if apart.exists():
-            has_pauses = (apart / f"{case.name}_ttft.csv").exists()
-            cells += figures(apart, case.name, WARM, P99) if has_pauses else ["", ""]
+        if case in with_pauses:
+            cells += figures(directory / "apart_5ms", case.name, WARM, P99)
+        elif with_pauses:
+            cells += "", ""
         assert grid_row(case.title, *cells) in shown
 
 
