@@ -134,7 +134,7 @@ def test_the_texts_show_the_tables_of_the_report(published: Path) -> None:
         assert table.startswith("| ") and table in text, heading
 
 
-@pytest.mark.parametrize("name", ["h100", "smollm2"])
+@pytest.mark.parametrize("name", ["repeated", "h100", "smollm2"])
 def test_the_texts_show_the_averages_of_other_runs(published: Path, name: str) -> None:
     text = (published / "docs" / "results.md").read_text()
     for case in MEASURED:
