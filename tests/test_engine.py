@@ -779,14 +779,17 @@ def test_gpu_real_model_continues_a_text_as_float32_does(smollm2: str, forward: 
     assert tokenizer.decode(answer).startswith(" Berlin")
 
 
+@pytest.fixture
+def without_cudnn_attention() -> Iterator[None]:
+    """With it, as PyTorch prefers on Hopper, no two answers of the Hugging Face forward need be the same."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "forward",
-    [
-        "fused",
-        pytest.param("hf", marks=pytest.mark.xfail(reason="its answers part in quiet runs too, for a cause not found")),
-    ],
-)
+@pytest.mark.usefixtures("without_cudnn_attention")
+@pytest.mark.parametrize("forward", ["fused", "hf"])
 def test_gpu_decode_stays_identical_while_the_background_captures(
     wide: LoadedModel, forward: str, random_ids: Ids
 ) -> None:
