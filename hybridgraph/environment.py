@@ -14,7 +14,7 @@ import torch
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.nvml import describe_gpu
+from hybridgraph.nvml import describe_gpu, number_gpus_as_nvml
 from hybridgraph.progress import say
 from hybridgraph.provenance import versions
 from hybridgraph.roofline import Rates
@@ -48,6 +48,7 @@ def default_model(device: torch.device) -> str:
 
 def existing_device(name: str) -> torch.device:
     """The device that ``--device name`` means on this machine; raises UserError where it does not exist."""
+    number_gpus_as_nvml()  # as the engines of other environments are told which GPU is theirs
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

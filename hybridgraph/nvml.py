@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from typing import Any
+
+
+def number_gpus_as_nvml() -> None:
+    """Let CUDA number GPUs as NVML and nvidia-smi do, in this process and its children; before CUDA is initialized.
+
+    Left to itself it begins with the fastest one.
+    """
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
 
 
 class Nvml:

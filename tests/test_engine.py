@@ -782,9 +782,10 @@ def test_gpu_real_model_continues_a_text_as_float32_does(smollm2: str, forward: 
 @pytest.fixture
 def without_cudnn_attention() -> Iterator[None]:
     """With it, as PyTorch prefers on Hopper, no two answers of the Hugging Face forward need be the same."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     yield
-    torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridgraph.environment import describe, device_name
+from hybridgraph.environment import describe, device_name, existing_device
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_the_host_of_a_gpu_is_recorded_too() -> None:
     told = describe(torch.device("cpu"))["cpu"]
     assert f"CPU, {told['name']}" == device_name(torch.device("cpu"))
     assert 1 <= told["usable"] == len(os.sched_getaffinity(0)) <= told["threads"]
+
+
+def test_gpus_are_numbered_as_nvidia_smi_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every case alike: the engines of other environments are told by the driver which GPU is theirs."""
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    existing_device("auto")
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

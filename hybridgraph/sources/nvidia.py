@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridgraph.errors import UserError
+from hybridgraph.nvml import number_gpus_as_nvml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ def find_gpu(device: str, engine: str) -> Gpu:
 
 
 def use_only(gpu: Gpu) -> None:
-    """Let this process and its children see ``gpu`` alone, counted as the driver counts; before any CUDA library."""
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    """Let this process and its children see ``gpu`` alone; before any CUDA library."""
+    number_gpus_as_nvml()
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu.visible
 
 
