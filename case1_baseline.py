@@ -7,7 +7,7 @@ Varied: nothing. This is what the other cases are compared with.
 """
 
 from hybridgraph.cases import CASE1
-from hybridgraph.main import run_case
+from hybridgraph.cli.commands import run_case
 
 if __name__ == "__main__":
     raise SystemExit(run_case(CASE1))

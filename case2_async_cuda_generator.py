@@ -7,7 +7,7 @@ further lengths in the background, and answers clients on a Unix socket.
 """
 
 from hybridgraph.cases import CASE2
-from hybridgraph.main import serve
+from hybridgraph.cli.commands import serve
 
 if __name__ == "__main__":
     raise SystemExit(serve(CASE2))

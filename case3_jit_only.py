@@ -7,7 +7,7 @@ copying, position bookkeeping and sampling are compiled (``--ops torchscript``, 
 """
 
 from hybridgraph.cases import CASE3
-from hybridgraph.main import run_case
+from hybridgraph.cli.commands import run_case
 
 if __name__ == "__main__":
     raise SystemExit(run_case(CASE3))

@@ -6,7 +6,7 @@ The clock starts before the request is sent and stops when the id is an int in t
 """
 
 from hybridgraph.cases import CASE4
-from hybridgraph.main import run_client
+from hybridgraph.cli.commands import run_client
 
 if __name__ == "__main__":
     raise SystemExit(run_client(CASE4))

@@ -8,7 +8,7 @@ Varied against Case 2: preprocessing is compiled and pads to the nearest capture
 """
 
 from hybridgraph.cases import CASE4
-from hybridgraph.main import serve
+from hybridgraph.cli.commands import serve
 
 if __name__ == "__main__":
     raise SystemExit(serve(CASE4))

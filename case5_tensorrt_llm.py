@@ -7,7 +7,7 @@ peer in its place: ``hf-static``, ``hf-compiled`` (Hugging Face, static cache, c
     python case5_tensorrt_llm.py --ttft-iterations 5 --p99-iterations 100
 """
 
-from hybridgraph.main import run_case5
+from hybridgraph.cli.commands import run_case5
 
 if __name__ == "__main__":
     raise SystemExit(run_case5())

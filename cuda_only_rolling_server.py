@@ -7,7 +7,7 @@ A length without a graph is captured while its request waits. Same protocol and 
 """
 
 from hybridgraph.cases import CASE2
-from hybridgraph.main import serve
+from hybridgraph.cli.commands import serve
 
 if __name__ == "__main__":
     raise SystemExit(serve(CASE2, background=False))

@@ -6,7 +6,7 @@ Same protocol and pool as ``case4_jit_cuda_generator.py``; any client of Case 4 
 """
 
 from hybridgraph.cases import CASE4
-from hybridgraph.main import serve
+from hybridgraph.cli.commands import serve
 
 if __name__ == "__main__":
     raise SystemExit(serve(CASE4, background=False))

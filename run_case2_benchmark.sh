@@ -7,4 +7,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/hybridgraph/scripts/environment.sh"
 find_python
 WITHOUT=socket check_flags "Case 2: starts its generator, waits until it is ready, measures it and stops it." "$@"
 set_up user
-exec "$PYTHON" -m hybridgraph.main pair case2 "$@"
+exec "$PYTHON" -m hybridgraph pair case2 "$@"

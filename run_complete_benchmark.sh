@@ -22,12 +22,12 @@ trap 'stop_case 130' INT
 trap 'stop_case 143' TERM
 trap 'stop_case 129' HUP
 
-run_step -m hybridgraph.main new-run "${FLAGS[@]}" || exit
+run_step -m hybridgraph new-run "${FLAGS[@]}" || exit
 run_case case1_baseline "$ROOT/case1_baseline.py" "${FLAGS[@]}"
-run_case case2_async_cuda -m hybridgraph.main pair case2 "${FLAGS[@]}"
+run_case case2_async_cuda -m hybridgraph pair case2 "${FLAGS[@]}"
 run_case case3_jit_only "$ROOT/case3_jit_only.py" "${FLAGS[@]}"
-run_case case4_jit_cuda -m hybridgraph.main pair case4 "${FLAGS[@]}"
-run_case case4_jit_cuda_fused -m hybridgraph.main pair case4 "${FLAGS[@]}" --forward fused
+run_case case4_jit_cuda -m hybridgraph pair case4 "${FLAGS[@]}"
+run_case case4_jit_cuda_fused -m hybridgraph pair case4 "${FLAGS[@]}" --forward fused
 if [ "$TAKEN" = yes ]; then
     run_tensorrt_llm "${FLAGS[@]}"
 else

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hybridgraph.cases import ENGINES, PAPER_PROMPT_LENGTHS, Case
+from hybridgraph.contract import MAX_TEMPERATURE, MIN_TEMPERATURE
 from hybridgraph.errors import UserError
-from hybridgraph.records import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 LOAD_FORMATS = ("dummy", "auto")
 DTYPES = ("float16", "bfloat16", "float32")

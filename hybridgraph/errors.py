@@ -1,13 +1,6 @@
-"""The one exception a user may see: its text is the whole message. Its exit code, and any exception on one line."""
+"""The one exception a user may see: its text is the whole message; and any exception on one line."""
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec
-
-from hybridgraph.progress import end_saying, say
 
 MAX_CHARACTERS = 500  # of what is told of an error
 
@@ -38,38 +31,3 @@ def shortened(text: str) -> str:
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(lines))
     tail = MAX_CHARACTERS // 3  # cause and advice come last
     return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - tail - 1]}…{text[-tail:]}"
-
-
-_P = ParamSpec("_P")
-
-
-def guarded(*, interrupted: str) -> Callable[[Callable[_P, int]], Callable[_P, int]]:
-    """Decorate an entry point: what it raises for a user is told in one line, and becomes its exit code.
-
-    ``interrupted``: what is told of Ctrl-C.
-    """
-
-    def decorate(entry: Callable[_P, int]) -> Callable[_P, int]:
-        @wraps(entry)
-        def told(*args: _P.args, **kwargs: _P.kwargs) -> int:
-            try:
-                return entry(*args, **kwargs)
-            except AlreadyTold:
-                return 2
-            except UserError as error:
-                say(f"error: {one_line(error)}")
-                return 2
-            except ModuleNotFoundError as error:
-                if (error.name or "hybridgraph").startswith("hybridgraph"):
-                    raise
-                say(f"error: {sys.executable} has no {error.name}: use .venv/bin/python, which the shell scripts make")
-                return 2
-            except KeyboardInterrupt:
-                say(interrupted)
-                return 130
-            finally:
-                end_saying()
-
-        return told
-
-    return decorate

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from hybridgraph.model import LoadedModel, load_model
+from hybridgraph.models.loading import LoadedModel, load_model
 
 SMALL = {
     "hidden_size": 64,

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from hybridgraph.forward.fused import FusedForward
-from hybridgraph.forward.kernels.triton import TritonKernels
-from hybridgraph.ops.sampling import BLOCK, NUM_WARPS, greedy_kernel, sample_kernel
+from hybridgraph.engine.forward.fused import FusedForward
+from hybridgraph.kernels.portable import TritonKernels
+from hybridgraph.kernels.sampling import BLOCK, NUM_WARPS, greedy_kernel, sample_kernel
 
 
 class HopperDriver:

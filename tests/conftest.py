@@ -13,7 +13,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from hybridgraph.model import LoadedModel
+    from hybridgraph.models.loading import LoadedModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ.pop("PYTHONUNBUFFERED", None)  # what a process has left to write at its end shows without it only
@@ -55,6 +55,6 @@ def smollm2() -> str:
 @pytest.fixture(scope="session")
 def trained(smollm2: str) -> "LoadedModel":
     """That model in float32 on the CPU, for tests that change none of its numbers: reading the file takes long."""
-    from hybridgraph.model import load_model  # only now: what it may import reads the environment set above
+    from hybridgraph.models.loading import load_model  # only now: what it may import reads the environment set above
 
     return load_model(smollm2, load_format="auto", dtype="float32", device=torch.device("cpu"), seed=0)

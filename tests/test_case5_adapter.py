@@ -19,12 +19,12 @@ from architectures import SMALL
 
 from hybridgraph.cases import CASE1
 from hybridgraph.config import Config
+from hybridgraph.contract import Request, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.records import Request, SourceInfo
+from hybridgraph.machine.driver import Gpu
 from hybridgraph.sources import peers
 from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
-from hybridgraph.sources.nvidia import Gpu
 from hybridgraph.sources.outside import OutsideSource, explained
 from hybridgraph.sources.tensorrt_llm import TensorRTLLM, check_driver, sampling_arguments
 
@@ -147,7 +147,7 @@ def test_a_model_the_engine_cannot_take_is_refused(config: Config, part: str) ->
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("engine", ["hf-static", "hf-compiled"])
 def test_a_static_cache_answers_as_generate_does(random_ids: Any, device: str, engine: str) -> None:
-    from hybridgraph.build import open_source
+    from hybridgraph.sources.build import open_source
 
     config = Config(model="tiny-llama", device=device, dtype="float32", engine=engine)
     case = peers.case_of(config)

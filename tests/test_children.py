@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridgraph.pair import generator_process
+from hybridgraph.serving.pair import generator_process
 from hybridgraph.sources import supervise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,15 +37,15 @@ while time.monotonic() < until:
 PARENTS = {
     "pair": """
 import sys, time
-from hybridgraph.pair import generator_process
-from hybridgraph.signals import stop_signals_raise
+from hybridgraph.serving.pair import generator_process
+from hybridgraph.system.signals import stop_signals_raise
 with stop_signals_raise(), generator_process(sys.argv[1], sys.argv[2:]):
     time.sleep(60)
 """,
     "supervised": """
 import sys
-from hybridgraph.signals import stop_signals_raise
-from hybridgraph.sources.supervise import Deadlines, run_supervised
+from hybridgraph.system.signals import stop_signals_raise
+from hybridgraph.system.supervise import Deadlines, run_supervised
 with stop_signals_raise():
     run_supervised([sys.executable, *sys.argv[1:]], title="it", deadlines=Deadlines())
 """,

@@ -23,17 +23,17 @@ from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from hybridgraph.engine import HybridEngine
+from hybridgraph.contract import Request
+from hybridgraph.engine.engine import HybridEngine
+from hybridgraph.engine.forward.fused import FusedForward
+from hybridgraph.engine.graphs.capture import CudaGraphs, EmulatedGraph
+from hybridgraph.engine.graphs.lock import Turn
+from hybridgraph.engine.graphs.pool import CAPTURING
+from hybridgraph.engine.settings import EngineOptions
 from hybridgraph.errors import UserError
-from hybridgraph.forward.fused import FusedForward
-from hybridgraph.forward.kernels.reference import ReferenceKernels
-from hybridgraph.graphs.capture import CudaGraphs, EmulatedGraph
-from hybridgraph.graphs.pool import CAPTURING
-from hybridgraph.graphs.turn import Turn
-from hybridgraph.model import LoadedModel, load_model
-from hybridgraph.options import EngineOptions
-from hybridgraph.records import Request
-from hybridgraph.shapes import builtin_config
+from hybridgraph.kernels.reference import ReferenceKernels
+from hybridgraph.models.loading import LoadedModel, load_model
+from hybridgraph.models.shapes import builtin_config
 from hybridgraph.sources.huggingface import HuggingFaceSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -406,7 +406,7 @@ def test_a_turn_whose_device_cannot_be_entered_or_left_is_free_again(monkeypatch
         yield
         raise RuntimeError(broken)
 
-    monkeypatch.setattr("hybridgraph.graphs.turn.on_device", on_a_broken_device)
+    monkeypatch.setattr("hybridgraph.engine.graphs.lock.on_device", on_a_broken_device)
     for broken in ("entering", "leaving"):
         with pytest.raises(RuntimeError, match=broken), turn:
             pass

@@ -136,7 +136,15 @@ def test_a_measurement_does_not_end_for_its_progress(stderr: str, tmp_path: Path
 def test_a_pair_whose_socket_would_have_too_long_a_path_is_told_so(tmp_path: Path) -> None:
     directory = tmp_path / ("x" * 100)
     directory.mkdir()
-    command = [sys.executable, "-m", "hybridgraph.main", "pair", "case2", "--output-dir", str(tmp_path / "output")]
+    command = [
+        sys.executable,
+        "-m",
+        "hybridgraph.cli.commands",
+        "pair",
+        "case2",
+        "--output-dir",
+        str(tmp_path / "output"),
+    ]
     run = subprocess.run(
         command, cwd=ROOT, env=ENVIRON | {"TMPDIR": str(directory)}, capture_output=True, text=True, timeout=60
     )
@@ -184,7 +192,7 @@ def test_a_client_may_spell_out_what_its_case_captures(tmp_path: Path) -> None:
 
 
 def test_a_generator_that_cannot_start_says_why_once(tmp_path: Path) -> None:
-    run = start("-m", "hybridgraph.main", "pair", "case4", "--device", "cuda", "--output-dir", str(tmp_path))
+    run = start("-m", "hybridgraph", "pair", "case4", "--device", "cuda", "--output-dir", str(tmp_path))
     line = error_of(run)
     assert "no usable NVIDIA GPU" in line
     reason = json.loads((tmp_path / "environment.json").read_text())["not_run"]["case4_jit_cuda"]
@@ -193,7 +201,7 @@ def test_a_generator_that_cannot_start_says_why_once(tmp_path: Path) -> None:
 
 def test_of_a_pair_only_the_client_draws_on_the_terminal(tmp_path: Path) -> None:
     terminal, their_end = os.openpty()
-    command = [sys.executable, "-m", "hybridgraph.main", "pair", "case4", *TINY, "--precapture", "10,20"]
+    command = [sys.executable, "-m", "hybridgraph", "pair", "case4", *TINY, "--precapture", "10,20"]
     with subprocess.Popen(
         [*command, "--output-dir", str(tmp_path)], cwd=ROOT, env=ENVIRON, stdout=subprocess.DEVNULL, stderr=their_end
     ):
@@ -251,7 +259,7 @@ def test_logits_that_are_no_numbers_are_told_with_the_times(tmp_path: Path) -> N
         module.lm_head.weight[7] = torch.nan
     module.save_pretrained(directory)
     flags = (*TINY, "--model", str(directory), "--load-format", "auto", "--output-dir", str(output))
-    pair = ("-m", "hybridgraph.main", "pair", "case4", "--precapture", "10,20")
+    pair = ("-m", "hybridgraph", "pair", "case4", "--precapture", "10,20")
     runs = {"case3_jit_only": ("case3_jit_only.py",), "case4_jit_cuda": (*pair, "--share-buffers")}
     told = "10 answers ended in logits that are not finite"
     for case, command in runs.items():
@@ -318,7 +326,7 @@ def test_ctrl_c_of_a_pair_leaves_no_generator(tmp_path: Path) -> None:
 def test_a_generator_that_is_killed_is_told_with_why_it_was(tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--prompt-lengths", "10", "--p99-iterations", "100000", "--precapture", "10,20")
     process = subprocess.Popen(
-        [sys.executable, "-m", "hybridgraph.main", "pair", "case4", *flags, "--output-dir", str(tmp_path / "output")],
+        [sys.executable, "-m", "hybridgraph", "pair", "case4", *flags, "--output-dir", str(tmp_path / "output")],
         cwd=ROOT, env=ENVIRON | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for_row(tmp_path / "output" / "case4_jit_cuda_ttft.csv", process)
@@ -337,7 +345,7 @@ def test_a_generator_that_is_killed_is_told_with_why_it_was(tmp_path: Path) -> N
 def test_a_pair_that_is_ended_takes_its_generator_with_it(number: signal.Signals, stage: str, tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--prompt-lengths", "10", "--p99-iterations", "100000", "--precapture", "10,20")
     process = subprocess.Popen(
-        [sys.executable, "-m", "hybridgraph.main", "pair", "case4", *flags, "--output-dir", str(tmp_path / "output")],
+        [sys.executable, "-m", "hybridgraph", "pair", "case4", *flags, "--output-dir", str(tmp_path / "output")],
         cwd=ROOT, env=ENVIRON | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     if stage == "measuring":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridgraph.environment import describe, device_name, existing_device
+from hybridgraph.machine.device import describe, device_name, existing_device
 
 
 @pytest.mark.parametrize(

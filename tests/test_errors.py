@@ -2,8 +2,9 @@
 
 import pytest
 
-from hybridgraph.errors import MAX_CHARACTERS, UserError, guarded, one_line
+from hybridgraph.errors import MAX_CHARACTERS, UserError, one_line
 from hybridgraph.sources.outside import explained
+from hybridgraph.system.console import guarded
 
 
 @pytest.mark.parametrize(

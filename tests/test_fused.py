@@ -12,9 +12,9 @@ from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from hybridgraph.engine.forward.fused import FusedForward
 from hybridgraph.errors import UserError
-from hybridgraph.forward.fused import FusedForward
-from hybridgraph.model import LoadedModel
+from hybridgraph.models.loading import LoadedModel
 
 Ids = Callable[[int, int], list[int]]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hybridgraph.forward.fused import FusedForward
-from hybridgraph.model import load_model
+from hybridgraph.engine.forward.fused import FusedForward
+from hybridgraph.models.loading import load_model
 
 pytestmark = pytest.mark.gpu
 

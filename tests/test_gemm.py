@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots, gemm, hopper
-from hybridgraph.forward.kernels.gemm import RING_BYTES, Epilogue, Gemm, Tile, compile_gemm
-from hybridgraph.forward.kernels.hopper import LIMITS, HopperKernels, limits_on, split_k_gemm, tile_for
-from hybridgraph.forward.kernels.reference import ReferenceKernels
+from hybridgraph.kernels.hopper.gemm import RING_BYTES, Epilogue, Gemm, Tile, compile_gemm
+from hybridgraph.kernels.hopper.kernels import LIMITS, HopperKernels, limits_on, split_k_gemm, tile_for
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots, gemm, hopper
+from hybridgraph.kernels.reference import ReferenceKernels
 
 LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240, 256)
 SHAPES: tuple[tuple[Epilogue, int], ...] = (("store_swiglu", 3), *(("store_partial", n) for n in (1, 2, 3)))

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from hybridgraph.graphs.policy import Chunk, ExactRule, GraphCache, PaddedRule
+from hybridgraph.engine.graphs.policy import Chunk, ExactRule, GraphCache, PaddedRule
 
 
 def filled(rule: ExactRule | PaddedRule, lengths: list[int], max_graphs: int = 50) -> GraphCache[str]:

@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from hybridgraph.build import open_engine
 from hybridgraph.cases import CASE4
 from hybridgraph.config import OPENING, RANGES, Config
-from hybridgraph.graphs.capture import CaptureCost, CapturedGraph, EmulatedGraphs
-from hybridgraph.graphs.policy import RULES, GraphCache
-from hybridgraph.graphs.pool import GraphPool, _economics
+from hybridgraph.engine.graphs.capture import CaptureCost, CapturedGraph, EmulatedGraphs
+from hybridgraph.engine.graphs.policy import RULES, GraphCache
+from hybridgraph.engine.graphs.pool import GraphPool, _economics
 from hybridgraph.report.ablation import SETTINGS
 from hybridgraph.report.load import UNTOLD
+from hybridgraph.sources.build import open_engine
 
 
 def cost(ms: float, mib: float, *, before_serving: bool) -> CaptureCost:
@@ -49,7 +49,9 @@ def test_a_graph_is_charged_with_what_leaves_with_it() -> None:
 
 def test_the_pools_budget_reaches_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     used = iter(range(0, 10**6, 40))
-    monkeypatch.setattr("hybridgraph.graphs.capture.EmulatedGraphs.memory_mib", lambda _: (0.0, float(next(used))))
+    monkeypatch.setattr(
+        "hybridgraph.engine.graphs.capture.EmulatedGraphs.memory_mib", lambda _: (0.0, float(next(used)))
+    )
     config = Config(model="tiny-llama", device="cpu", precapture="10,20,30,40", max_graph_mib=100, async_capture=False)
     with open_engine(config, CASE4) as engine:
         assert engine.stats()["graphs_held"] == 2

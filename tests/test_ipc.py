@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.ipc.address import MAX_PATH_BYTES, fresh_socket_path, listen, peer_uid
-from hybridgraph.ipc.channel import FrameReader
-from hybridgraph.ipc.connections import Connections
-from hybridgraph.ipc.messages import (
+from hybridgraph.roofline import ModelShape, Rates
+from hybridgraph.serving.ipc.address import MAX_PATH_BYTES, fresh_socket_path, listen, peer_uid
+from hybridgraph.serving.ipc.channel import FrameReader
+from hybridgraph.serving.ipc.connections import Connections
+from hybridgraph.serving.ipc.messages import (
     HELLO,
     LENGTH_PREFIX,
     MAX_FRAME_BYTES,
@@ -34,8 +36,6 @@ from hybridgraph.ipc.messages import (
     decode_to_server,
     encode,
 )
-from hybridgraph.records import Report, Request, SourceInfo
-from hybridgraph.roofline import ModelShape, Rates
 
 INFO = SourceInfo(
     model="m",

@@ -11,16 +11,16 @@ import msgspec
 import pytest
 import torch
 
-from hybridgraph.ipc.buffers import export_tensor, import_tensor
-from hybridgraph.ipc.messages import CpuBuffer
+from hybridgraph.serving.ipc.buffers import export_tensor, import_tensor
+from hybridgraph.serving.ipc.messages import CpuBuffer
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Doubles imported tensors in place; descriptors are inherited under the same numbers.
 IMPORTER = """
 import sys, msgspec
-from hybridgraph.ipc.buffers import import_tensor
-from hybridgraph.ipc.messages import CpuBuffer, CudaBuffer
+from hybridgraph.serving.ipc.buffers import import_tensor
+from hybridgraph.serving.ipc.messages import CpuBuffer, CudaBuffer
 handles = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=list[CpuBuffer | CudaBuffer])
 for handle in handles:
     tensor = import_tensor(handle, [int(number) for number in sys.argv[2:]])

@@ -16,15 +16,16 @@ from architectures import tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridgraph.forward.fused import FusedForward
-from hybridgraph.forward.kernels import HeadNorms, Heads, Slots
-from hybridgraph.forward.kernels.reference import ReferenceKernels
+from hybridgraph.engine.forward.fused import FusedForward
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots
+from hybridgraph.kernels.reference import ReferenceKernels
 
 pytest.importorskip("triton", reason="Triton is made for Linux only")
 
-from hybridgraph.forward.kernels import triton as triton_kernels
-from hybridgraph.forward.kernels.triton import TritonKernels, gemv_blocks
-from hybridgraph.ops import native, sampling
+from hybridgraph.engine.ops import native
+from hybridgraph.kernels import sampling
+from hybridgraph.kernels.portable import TritonKernels, gemv_blocks
+from hybridgraph.kernels.protocol import triton as triton_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []

@@ -29,27 +29,24 @@ TOP_LEVEL = {
     *("cuda_only_rolling_server.py", "graph_generator_rolling_cuda.py"),
 }
 
-# A module belongs to the layer of the longest name here that it starts with; one without a layer is a failure.
-LAYERS: dict[str, int] = {
-    name: layer
-    for layer, names in enumerate(
-        (
-            "errors files output progress signals config cases records prompts shapes provenance"
-            " stats roofline rows run_record results summary",
-            "nvml environment hub model buffers timing ops options forward graphs engine",
-            "ipc server client shared_client lending waiting",
-            "runner resume sources build pair main",
-        )
-    )
-    for name in names.split()
+# Rooms from the bottom up, and what each may import from outside the standard library. A module belongs to the room of
+# its first name; the modules at the package's root are the vocabulary, under everything. A room imports itself and
+# what is below it, and what those may import from outside.
+VOCABULARY = {"cases", "config", "contract", "errors", "roofline"}
+ENTRIES = {"__main__"}
+ROOMS: dict[str, set[str]] = {
+    "system": {"rich"},
+    "machine": {"torch", "pynvml"},
+    "models": {"transformers", "accelerate", "huggingface_hub", "safetensors", "gguf"},
+    "kernels": {"triton", "cuda"},
+    "engine": {"numpy"},
+    "serving": {"msgspec"},
+    "bench": {"numpy"},
+    "sources": {"tensorrt_llm", "vllm", "sglang"},
+    "cli": set(),
 }
-# What a layer may import from outside the standard library, besides what the layers below it may.
-THIRD_PARTY = (
-    {"numpy", "rich"},
-    {"torch", "transformers", "accelerate", "huggingface_hub", "safetensors", "gguf", "triton", "cuda", "pynvml"},
-    {"msgspec"},
-    {"tensorrt_llm", "vllm", "sglang"},
-)
+MAX_AT_ROOT = 8
+REPORT_ROOMS = {"system", "bench", "report"}
 REPORT_MAY_IMPORT = {"numpy", "pandas", "matplotlib"}
 
 
@@ -58,13 +55,15 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
-def layer_of(module: str) -> int:
-    parts = module.split(".")
-    names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    for name in names:
-        if name in LAYERS:
-            return LAYERS[name]
-    raise AssertionError(f"hybridgraph.{module} has no layer: name it in LAYERS")
+def level_of(module: str) -> int:
+    """0 for the vocabulary, then a room after the other."""
+    room = module.split(".")[0]
+    if room in VOCABULARY:
+        return 0
+    if room in ENTRIES:
+        return len(ROOMS)
+    assert room in ROOMS, f"hybridgraph.{module} is in no room: name it in ROOMS"
+    return 1 + list(ROOMS).index(room)
 
 
 def imports_of(source: str) -> Iterator[str]:
@@ -80,13 +79,16 @@ def imports_of(source: str) -> Iterator[str]:
 def violations(module: str, source: str) -> list[str]:
     """What ``module`` imports and may not, as sentences."""
     in_report = module.split(".")[0] == "report"
-    layer = 0 if in_report else layer_of(module)
-    allowed = REPORT_MAY_IMPORT if in_report else set().union(*THIRD_PARTY[: layer + 1])
+    level = len(ROOMS) if in_report else level_of(module)
+    allowed = REPORT_MAY_IMPORT if in_report else set().union(*list(ROOMS.values())[:level])
     found = []
     for name in imports_of(source):
         top, _, inner = name.partition(".")
-        if top == "hybridgraph":
-            wrong = not (in_report and inner.startswith("report")) and (not inner or layer_of(inner) > layer)
+        room = inner.split(".")[0]
+        if top == "hybridgraph" and in_report:
+            wrong = room not in VOCABULARY | REPORT_ROOMS
+        elif top == "hybridgraph":
+            wrong = not inner or level_of(inner) > level
         else:
             wrong = top not in sys.stdlib_module_names and top not in allowed
         if wrong:
@@ -105,13 +107,13 @@ def test_imports_go_one_way(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("stats", "import torch"),
-        ("records", "from hybridgraph.engine import HybridEngine"),
-        ("engine", "def late():\n    from hybridgraph import runner"),
-        ("graphs.pool", "import hybridgraph.ipc.messages"),
+        ("errors", "import torch"),
+        ("contract", "from hybridgraph.engine.engine import HybridEngine"),
+        ("engine.engine", "def late():\n    from hybridgraph.bench import loop"),
+        ("engine.graphs.pool", "import hybridgraph.serving.ipc.messages"),
         ("report.tables", "from torch import nn"),
-        ("report.tables", "from hybridgraph.model import load_model"),
-        ("ops.native", "import msgspec"),
+        ("report.tables", "from hybridgraph.models.loading import load_model"),
+        ("engine.ops.native", "import msgspec"),
     ],
 )
 def test_an_upward_import_is_found(module: str, source: str) -> None:
@@ -119,17 +121,17 @@ def test_an_upward_import_is_found(module: str, source: str) -> None:
 
 
 def test_server_and_client_never_import_each_other() -> None:
-    serving, asking = {"server", "waiting", "lending"}, {"client", "shared_client"}
+    serving = {"serving.server", "serving.queue", "serving.lease"}
+    asking = {"serving.client", "serving.shared_client"}
     for side, other in ((serving, asking), (asking, serving)):
-        for module in side & MODULES.keys():
-            imported = {
-                name.split(".")[1] for name in imports_of(MODULES[module].read_text()) if "hybridgraph." in name
-            }
-            assert not imported & other, f"hybridgraph.{module} imports {imported & other}"
+        for module in side:
+            imported = {name.removeprefix("hybridgraph.") for name in imports_of(MODULES[module].read_text())}
+            found = {name for name in imported if any(name == o or name.startswith(f"{o}.") for o in other)}
+            assert not found, f"hybridgraph.{module} imports {found}"
 
 
 def test_plain_modules_and_the_report_load_without_torch() -> None:
-    plain = [m for m in MODULES if m.split(".")[0] == "report" or layer_of(m) == 0]
+    plain = [m for m in MODULES if m.split(".")[0] in {*VOCABULARY, "system", "bench", "report"}]
     assert "report.main" in plain
     code = "import importlib, sys\nsys.modules['torch'] = None\nfor name in sys.argv[1:]: importlib.import_module(name)"
     names = [f"hybridgraph.{module}" for module in plain]
@@ -142,13 +144,50 @@ def test_the_package_itself_loads_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_the_root_holds_the_vocabulary_only() -> None:
+    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert names == VOCABULARY | ENTRIES
+    assert len(names) <= MAX_AT_ROOT
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    assert rooms == {*ROOMS, "report"}
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Some modules that import each other in a circle, in its order; none where there is no circle."""
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        for imported in sorted(graph[module]):
+            if circle := visit(imported, [*path, module]):
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in graph if (circle := visit(module, []))), [])
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of this package that a file imports, wherever in it."""
+    names = {name.removeprefix("hybridgraph.") for name in imports_of(path.read_text())}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} & MODULES.keys()
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle_in({module: imported_modules(path) for module, path in MODULES.items()}) == []
+
+
 @pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
 def test_a_script_is_its_docstring_and_one_call(script: Path) -> None:
     source = script.read_text()
     body = ast.parse(source).body
     assert len(source.splitlines()) < 40
     assert [type(node) for node in body if not isinstance(node, ast.ImportFrom)] == [ast.Expr, ast.If]
-    allowed = {"hybridgraph.cases", "hybridgraph.main", "hybridgraph.report.main"}
+    allowed = {"hybridgraph.cases", "hybridgraph.cli.commands", "hybridgraph.report.main"}
     assert {name.rpartition(".")[0] for name in imports_of(source)} <= allowed
     docstring = ast.get_docstring(ast.parse(source)) or ""
     assert f"python {script.name}" in docstring, "the docstring shows the command"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from hybridgraph import main
+from hybridgraph.bench.environment import read_environment, run_id_of
+from hybridgraph.bench.store import ResultFiles
 from hybridgraph.cases import CASE1, CASE4
+from hybridgraph.cli import commands as main
+from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.records import Report, Request, SourceInfo
 from hybridgraph.report.load import load_results
-from hybridgraph.results import ResultFiles
-from hybridgraph.run_record import read_environment, run_id_of
 
 
 class DyingSource:
@@ -156,8 +156,8 @@ def test_a_generator_with_its_standard_output_closed_serves(tmp_path: Path, monk
         on_ready()
         return 0
 
-    monkeypatch.setattr("hybridgraph.server.serve", serve_nobody)
-    monkeypatch.setattr("hybridgraph.build.open_engine", lambda config, case, progress: opened.append(case))
+    monkeypatch.setattr("hybridgraph.serving.server.serve", serve_nobody)
+    monkeypatch.setattr("hybridgraph.sources.build.open_engine", lambda config, case, progress: opened.append(case))
     monkeypatch.setattr(sys, "stdout", None)
     assert main.serve(CASE4, ["--socket", str(tmp_path / "socket")]) == 0
     assert len(opened) == 1

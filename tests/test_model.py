@@ -8,10 +8,10 @@ import pytest
 import torch
 from architectures import SMALL
 
-from hybridgraph.environment import device_name
 from hybridgraph.errors import UserError
-from hybridgraph.hub import location_of
-from hybridgraph.model import device_called, load_model, out_of_memory_is_users
+from hybridgraph.machine.device import device_name
+from hybridgraph.models.hub import location_of
+from hybridgraph.models.loading import device_called, load_model, out_of_memory_is_users
 
 CPU = torch.device("cpu")
 LLAMA = SMALL | {"model_type": "llama", "num_hidden_layers": 1}
@@ -31,7 +31,7 @@ def test_dummy_buffers_are_the_architectures_own() -> None:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    from hybridgraph.shapes import builtin_config
+    from hybridgraph.models.shapes import builtin_config
 
     expected = LlamaRotaryEmbedding(LlamaConfig(**(builtin_config("tiny-llama") or {}))).inv_freq
     assert torch.equal(load("tiny-llama").model.rotary_emb.inv_freq, expected)  # type: ignore[union-attr,arg-type]

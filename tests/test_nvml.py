@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hybridgraph.environment import describe, measure_rates
-from hybridgraph.nvml import GpuMeter
+from hybridgraph.machine.device import describe, measure_rates
+from hybridgraph.machine.nvml import GpuMeter
 
 pytestmark = pytest.mark.gpu
 

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from hybridgraph.buffers import StaticBuffers
-from hybridgraph.ops import dynamic_ops
-from hybridgraph.records import Request
+from hybridgraph.contract import Request
+from hybridgraph.engine.buffers import StaticBuffers
+from hybridgraph.engine.ops.select import dynamic_ops
 
 COMPILED = ("torchscript", "inductor")
 

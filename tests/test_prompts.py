@@ -2,8 +2,8 @@
 
 import pytest
 
+from hybridgraph.bench.prompts import RandomPrompts
 from hybridgraph.errors import UserError
-from hybridgraph.prompts import RandomPrompts
 
 
 @pytest.mark.parametrize(("vocab_size", "special_ids"), [(3, (0, 1, 2)), (1, (0, 7)), (0, ())])

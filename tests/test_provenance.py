@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ASK = "from hybridgraph.provenance import project_commit; print(project_commit())"
+ASK = "from hybridgraph.machine.provenance import project_commit; print(project_commit())"
 
 
 def git(directory: Path, *arguments: str) -> str:

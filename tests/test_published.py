@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from hybridgraph.bench.environment import known_of_run
+from hybridgraph.bench.samples import PHASES, Phase, RunIdentity, Sample
+from hybridgraph.bench.store import ResultFiles, ResultWriter
 from hybridgraph.cases import (
     CASE1,
     CASE4,
@@ -23,11 +26,9 @@ from hybridgraph.cases import (
     VLLM_FULL,
     Case,
 )
-from hybridgraph.records import PHASES, Phase, RunIdentity, Sample, SourceInfo
+from hybridgraph.contract import SourceInfo
 from hybridgraph.report import final
-from hybridgraph.results import ResultFiles, ResultWriter
 from hybridgraph.roofline import ModelShape, Rates
-from hybridgraph.run_record import known_of_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FUSED = "case4_jit_cuda_fused"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from hybridgraph.bench.samples import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
 from hybridgraph.cases import (
     CASE1,
     CASE2,
@@ -25,7 +26,6 @@ from hybridgraph.cases import (
     Case,
 )
 from hybridgraph.errors import UserError
-from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
 from hybridgraph.report import plots
 from hybridgraph.report.claims import (
     PUBLISHED_P99,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from architectures import ARCHITECTURES, tiny_model
 
+from hybridgraph.models.shapes import builtin_config
 from hybridgraph.roofline import ModelShape, Rates, decode_floor_ms, prefill_floor_ms, sustained_floor_ms
-from hybridgraph.shapes import builtin_config
 
 LLAMA = ModelShape.from_config(builtin_config("llama-2-7b") or {}, "float16")
 H200 = Rates(bytes_per_s=4.21e12, flops_per_s=745e12)

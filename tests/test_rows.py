@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from hybridgraph.records import Phase, Sample, SourceInfo, Warmth
+from hybridgraph.bench.rows import decode_row, p99_row, ttft_row
+from hybridgraph.bench.samples import Phase, Sample, Warmth
+from hybridgraph.contract import SourceInfo
 from hybridgraph.roofline import (
     ModelShape,
     Rates,
@@ -14,7 +16,6 @@ from hybridgraph.roofline import (
     prefill_floor_ms,
     sustained_floor_ms,
 )
-from hybridgraph.rows import decode_row, p99_row, ttft_row
 
 SHAPE = ModelShape(
     num_layers=2, hidden_size=8, intermediate_size=16, num_heads=2, num_kv_heads=2, head_dim=4, vocab_size=10,

@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 
-from hybridgraph import runner
+from hybridgraph.bench import loop as runner
+from hybridgraph.bench.environment import ENVIRONMENT, read_environment, record_not_run
+from hybridgraph.bench.prompts import Prompts, RandomPrompts, TextPrompts
+from hybridgraph.bench.run import protocol_name
+from hybridgraph.bench.samples import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
+from hybridgraph.bench.stats import percentile
+from hybridgraph.bench.store import ResultFiles, ResultWriter
 from hybridgraph.cases import CASE1, CASE4, Case
+from hybridgraph.cli.commands import main
 from hybridgraph.config import Config
+from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.main import main
-from hybridgraph.prompts import Prompts, RandomPrompts, TextPrompts
-from hybridgraph.records import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS, Report, Request, SourceInfo
-from hybridgraph.results import ResultFiles, ResultWriter
-from hybridgraph.resume import protocol_name
+from hybridgraph.models.shapes import builtin_config
 from hybridgraph.roofline import ModelShape, Rates
-from hybridgraph.run_record import ENVIRONMENT, read_environment, record_not_run
-from hybridgraph.shapes import builtin_config
-from hybridgraph.stats import percentile
 
 
 class CountingSource:
@@ -228,9 +229,9 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
 
 
 def test_resume_refuses_rows_of_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridgraph.resume.project_commit", lambda: "aaaa")
+    monkeypatch.setattr("hybridgraph.bench.run.project_commit", lambda: "aaaa")
     measure(CountingSource(), config(tmp_path), CASE1)
-    monkeypatch.setattr("hybridgraph.resume.project_commit", lambda: "bbbb")
+    monkeypatch.setattr("hybridgraph.bench.run.project_commit", lambda: "bbbb")
     with pytest.raises(UserError, match="had commit aaaa, this one has bbbb"):
         measure(CountingSource(), config(tmp_path, resume=True), CASE1)
 
@@ -503,6 +504,6 @@ def test_the_gpu_is_metered_from_a_rows_first_request_on(tmp_path: Path, monkeyp
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("hybridgraph.runner.GpuMeter", Meter)
+    monkeypatch.setattr("hybridgraph.bench.loop.GpuMeter", Meter)
     measure(source, config(tmp_path, prompt_lengths=(3,), warmup=1), CASE1)
     assert laps == [1, 3, 3, 7]

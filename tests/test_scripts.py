@@ -23,7 +23,7 @@ def project(tmp_path: Path) -> Path:
     for script in ROOT.glob("run_*.sh"):
         shutil.copy(script, root)
     shutil.copytree(ROOT / "hybridgraph", root / "hybridgraph", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "hybridgraph" / "main.py").write_text(ECHO_MAIN)
+    (root / "hybridgraph" / "__main__.py").write_text(ECHO_MAIN)
     (root / "requirements.txt").write_text("")
     (root / "constraints.txt").write_text("")
     return root
@@ -140,7 +140,7 @@ def test_an_interpreter_may_be_named_by_a_relative_path(project: Path) -> None:
 def test_files_where_a_script_is_started_are_no_modules(project: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "hybridgraph").mkdir(parents=True)
-    for name in ("argparse.py", "selectors.py", "hybridgraph/__init__.py", "hybridgraph/main.py"):
+    for name in ("argparse.py", "selectors.py", "hybridgraph/__init__.py", "hybridgraph/__main__.py"):
         (elsewhere / name).write_text("raise SystemExit('a file of the current directory was run')")
     run = subprocess.run(
         [str(project / "run_case2_benchmark.sh")], cwd=elsewhere, env=environ(HYBRIDGRAPH_PYTHON=sys.executable),
@@ -177,7 +177,7 @@ def recording_python(tmp_path: Path, extra: str = "") -> str:
     """An interpreter that writes its arguments down and runs only what the scripts themselves ask of Python."""
     log = tmp_path / "calls"
     body = f"""case "$*" in
-    -* | "") [ "$1 $2" = "-m hybridgraph.main" ] || exec {sys.executable} "$@" ;;
+    -* | "") [ "$1 $2" = "-m hybridgraph" ] || exec {sys.executable} "$@" ;;
     esac
     printf '%s\\n' "$*" >> {log}
     {extra}"""
@@ -191,14 +191,14 @@ def test_complete_run_passes_flags_and_survives_a_failing_case(project: Path, tm
     calls = (tmp_path / "calls").read_text().replace(f"{project}/", "").splitlines()
     flags = "--seed 1 --output-dir o p"
     assert calls == [
-        f"-m hybridgraph.main new-run {flags}",
+        f"-m hybridgraph new-run {flags}",
         f"case1_baseline.py {flags}",
-        f"-m hybridgraph.main pair case2 {flags}",
+        f"-m hybridgraph pair case2 {flags}",
         f"case3_jit_only.py {flags}",
-        "-m hybridgraph.main not-run case3_jit_only failed with exit code 7 --output-dir o p",
-        f"-m hybridgraph.main pair case4 {flags}",
-        f"-m hybridgraph.main pair case4 {flags} --forward fused",
-        "-m hybridgraph.main not-run case5_tensorrt_llm not asked for: add --with-tensorrt-llm --output-dir o p",
+        "-m hybridgraph not-run case3_jit_only failed with exit code 7 --output-dir o p",
+        f"-m hybridgraph pair case4 {flags}",
+        f"-m hybridgraph pair case4 {flags} --forward fused",
+        "-m hybridgraph not-run case5_tensorrt_llm not asked for: add --with-tensorrt-llm --output-dir o p",
         "generate_final_tables.py --output-dir=o p",
     ]
     assert run.returncode == 1
@@ -208,7 +208,7 @@ def test_complete_run_passes_flags_and_survives_a_failing_case(project: Path, tm
 def test_nothing_is_measured_where_earlier_results_cannot_be_set_aside(project: Path, tmp_path: Path) -> None:
     python = recording_python(tmp_path, 'case "$*" in *new-run*) exit 2 ;; esac')
     assert start(project, "run_complete_benchmark.sh", HYBRIDGRAPH_PYTHON=python).returncode == 2
-    assert (tmp_path / "calls").read_text() == "-m hybridgraph.main new-run\n", "rows of two runs would mix"
+    assert (tmp_path / "calls").read_text() == "-m hybridgraph new-run\n", "rows of two runs would mix"
 
 
 def test_a_complete_run_without_its_tables_has_failed(project: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_tensorrt_llm_that_cannot_be_set_up_is_a_failed_case_with_its_reason(pro
     said = run.stderr.splitlines()
     assert said[-1] == "failed: case5_tensorrt_llm"
     assert said.index(f"error: {reason}") < said.index("== case1_baseline"), "it is told before anything is measured"
-    assert f"-m hybridgraph.main not-run case5_tensorrt_llm {reason} --output-dir output" in calls
+    assert f"-m hybridgraph not-run case5_tensorrt_llm {reason} --output-dir output" in calls
     assert calls[-1].endswith("generate_final_tables.py --output-dir=output")
 
 
@@ -306,7 +306,7 @@ def test_a_signal_ends_everything_that_was_started(
 
 
 def test_the_real_entry_point_records_why_a_case_did_not_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hybridgraph.main", "not-run", "case5_tensorrt_llm", "not asked for"]
+    command = [sys.executable, "-m", "hybridgraph", "not-run", "case5_tensorrt_llm", "not asked for"]
     subprocess.run([*command, "--output-dir", str(tmp_path)], cwd=ROOT, check=True)
     content = json.loads((tmp_path / "environment.json").read_text())
     assert content["not_run"] == {"case5_tensorrt_llm": "not asked for"}

@@ -21,11 +21,13 @@ import msgspec
 import pytest
 from toy_generator import BREAKS, BREAKS_FOR_GOOD, MAX_SEQ_LEN, SLOW, TOKEN_S, VOCAB_SIZE, ToyEngine, toy_answer
 
-from hybridgraph.client import GeneratorClient, OnQueued, RequestFailed
+from hybridgraph.cli.commands import refuse_to_wait
+from hybridgraph.contract import Report, Request
 from hybridgraph.errors import UserError
-from hybridgraph.ipc.address import fresh_socket_path, listen, remove_left_behind
-from hybridgraph.ipc.channel import ClientChannel, GeneratorGone
-from hybridgraph.ipc.messages import (
+from hybridgraph.serving.client import GeneratorClient, OnQueued, RequestFailed
+from hybridgraph.serving.ipc.address import fresh_socket_path, listen, remove_left_behind
+from hybridgraph.serving.ipc.channel import ClientChannel, GeneratorGone
+from hybridgraph.serving.ipc.messages import (
     HELLO,
     LENGTH_PREFIX,
     MAX_FRAME_BYTES,
@@ -43,11 +45,9 @@ from hybridgraph.ipc.messages import (
     Token,
     encode,
 )
-from hybridgraph.main import refuse_to_wait
-from hybridgraph.progress import OnProgress, nobody
-from hybridgraph.records import Report, Request
-from hybridgraph.server import MAX_WAITING_PER_CLIENT, Patience, Server, serve
-from hybridgraph.signals import StopSignals
+from hybridgraph.serving.server import MAX_WAITING_PER_CLIENT, Patience, Server, serve
+from hybridgraph.system.console import OnProgress, nobody
+from hybridgraph.system.signals import StopSignals
 
 SCRIPT = "case4_jit_cuda_generator.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -633,8 +633,8 @@ def test_a_generator_polls_while_another_message_may_be_expected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a while after an answer, a shorter one where that kept a capture from the interpreter; then it sleeps."""
-    monkeypatch.setattr("hybridgraph.server.SPIN_S", 1.0)
-    monkeypatch.setattr("hybridgraph.server.IDLE_SPIN_S", 100.0)
+    monkeypatch.setattr("hybridgraph.serving.server.SPIN_S", 1.0)
+    monkeypatch.setattr("hybridgraph.serving.server.IDLE_SPIN_S", 100.0)
     engine = ToyEngine()
     waits: list[float | None] = []
     with listen(tmp_path / "socket") as listener, StopSignals() as stop:

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridgraph.client import GeneratorClient
+from hybridgraph.contract import Report, Request
 from hybridgraph.errors import UserError
-from hybridgraph.ipc.address import fresh_socket_path
-from hybridgraph.ipc.buffers import SHARED_NAMES
-from hybridgraph.ipc.channel import ClientChannel
-from hybridgraph.ipc.messages import (
+from hybridgraph.serving.client import GeneratorClient
+from hybridgraph.serving.ipc.address import fresh_socket_path
+from hybridgraph.serving.ipc.buffers import SHARED_NAMES
+from hybridgraph.serving.ipc.channel import ClientChannel
+from hybridgraph.serving.ipc.messages import (
     HELLO,
     Cancel,
     DecodeStep,
@@ -36,9 +37,8 @@ from hybridgraph.ipc.messages import (
     Shared,
     Token,
 )
-from hybridgraph.lending import Lease
-from hybridgraph.records import Report, Request
-from hybridgraph.shared_client import SharedBufferClient
+from hybridgraph.serving.lease import Lease
+from hybridgraph.serving.shared_client import SharedBufferClient
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "case4_jit_cuda_generator.py"
@@ -181,7 +181,7 @@ def test_buffers_can_be_given_back_without_leaving(path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from hybridgraph.shared_client import SharedBufferClient
+from hybridgraph.serving.shared_client import SharedBufferClient
 client = SharedBufferClient.connect(Path(sys.argv[1]), script="")
 print("held", flush=True)
 sys.stdin.read()

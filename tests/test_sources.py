@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.model import load_model
+from hybridgraph.models.loading import load_model
 from hybridgraph.report.load import load_results
 from hybridgraph.sources.checkpoint import open_checkpoint
 from hybridgraph.sources.prompt_file import text_prompts

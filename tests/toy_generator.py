@@ -14,10 +14,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.progress import OnProgress
-from hybridgraph.records import Report, Request, SourceInfo
-from hybridgraph.server import Patience, serve
+from hybridgraph.serving.server import Patience, serve
+from hybridgraph.system.console import OnProgress
 
 VOCAB_SIZE, MAX_SEQ_LEN = 100, 600
 BREAKS, SLOW, BREAKS_FOR_GOOD = 7, 8, 6

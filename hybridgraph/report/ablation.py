@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from hybridgraph.bench.environment import ENVIRONMENT, read_environment
+from hybridgraph.bench.samples import COLUMNS, Phase, RunIdentity
 from hybridgraph.cases import CASES, Case
 from hybridgraph.config import Config, as_flag
-from hybridgraph.records import COLUMNS, Phase, RunIdentity
 from hybridgraph.report.load import SAME_STUDY, Results, differences, read_table
-from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 DIRECTORY = "ablation"
 KINDS: tuple[Phase, ...] = ("ttft", "p99")

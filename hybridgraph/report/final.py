@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridgraph.files import writing
-from hybridgraph.output import printing
 from hybridgraph.report.ablation import Variant, read_variants
 from hybridgraph.report.load import Results, load_results
 from hybridgraph.report.markdown import provenance, render
 from hybridgraph.report.plots import plot_growth, plot_table
 from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Table, build_table
+from hybridgraph.system.console import printing
+from hybridgraph.system.files import writing
 
 FILES = {"ttft": "final_ttft_table.csv", "p99": "final_p99_table.csv", "decode": "final_decode_table.csv"}
 PLOTS = {"warm": "final_ttft.png", "p99": "final_p99.png", "decode": "final_decode.png"}

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
+from hybridgraph.bench.environment import ENVIRONMENT, read_environment
+from hybridgraph.bench.samples import COLUMNS, IDENTITY_COLUMNS, PHASES, TTFT_COLUMNS, RunIdentity, overflow_told
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.config import Config, as_flag
 from hybridgraph.errors import UserError
-from hybridgraph.records import COLUMNS, IDENTITY_COLUMNS, PHASES, TTFT_COLUMNS, RunIdentity, overflow_told
-from hybridgraph.run_record import ENVIRONMENT, read_environment
 
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
 # Settings that decide a result and are in no column of its row.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hybridgraph.config import Parser
-from hybridgraph.errors import guarded
+from hybridgraph.system.console import guarded
 
 
 @guarded(interrupted="interrupted")

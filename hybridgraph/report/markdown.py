@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hybridgraph.bench.samples import PAPER, paths_taken
 from hybridgraph.errors import UserError
-from hybridgraph.records import PAPER, paths_taken
 from hybridgraph.report.ablation import Variant
 from hybridgraph.report.claims import claim_rows
 from hybridgraph.report.load import LARGEST, Results

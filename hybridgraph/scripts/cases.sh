@@ -65,7 +65,7 @@ skip_case() {
 }
 
 not_run() {
-    run_step -m hybridgraph.main not-run "$1" "$2" --output-dir "$OUTPUT_DIR" || failed+=("$1: reason not recorded")
+    run_step -m hybridgraph not-run "$1" "$2" --output-dir "$OUTPUT_DIR" || failed+=("$1: reason not recorded")
 }
 
 say_and_print_last() {

@@ -12,10 +12,10 @@ from typing import Any
 
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.hub import configuration_in, ids_in, location_of, numbers_of, special_ids
+from hybridgraph.models.hub import configuration_in, ids_in, location_of, numbers_of, special_ids
+from hybridgraph.models.shapes import DEFAULT_GPU_MODEL, builtin_config
 from hybridgraph.roofline import ModelShape
-from hybridgraph.shapes import DEFAULT_GPU_MODEL, builtin_config
-from hybridgraph.sources.supervise import SCRATCH
+from hybridgraph.system.supervise import SCRATCH
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hybridgraph.build import load
 from hybridgraph.cases import HF_COMPILED, Case
 from hybridgraph.config import Config
-from hybridgraph.progress import OnProgress
+from hybridgraph.sources.build import load
 from hybridgraph.sources.huggingface import HuggingFaceSource
+from hybridgraph.system.console import OnProgress
 
 
 def open_hf_static(config: Config, case: Case, progress: OnProgress) -> HuggingFaceSource:

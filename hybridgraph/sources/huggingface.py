@@ -10,10 +10,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from hybridgraph.contract import Report, Request, SourceInfo, check_request
 from hybridgraph.errors import UserError
-from hybridgraph.model import LoadedModel
-from hybridgraph.records import Report, Request, SourceInfo, check_request
-from hybridgraph.timing import DeviceTimer
+from hybridgraph.machine.timing import DeviceTimer
+from hybridgraph.models.loading import LoadedModel
 
 
 class HuggingFaceSource:

@@ -10,12 +10,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hybridgraph.cases import Case
 from hybridgraph.config import Config
+from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError, one_line
-from hybridgraph.provenance import versions
-from hybridgraph.records import Report, Request, SourceInfo
+from hybridgraph.machine.driver import Gpu, find_gpu, use_only
+from hybridgraph.machine.provenance import versions
 from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
 from hybridgraph.sources.introspection import Arguments
-from hybridgraph.sources.nvidia import Gpu, find_gpu, use_only
 
 Answer = TypeVar("Answer")
 

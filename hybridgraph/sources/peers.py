@@ -13,11 +13,11 @@ from pathlib import Path
 
 from hybridgraph.cases import ENGINES, HF_COMPILED, HF_STATIC, SGLANG, SGLANG_FULL, VLLM, VLLM_FULL, Case, variant
 from hybridgraph.config import Config
+from hybridgraph.contract import TokenSource
 from hybridgraph.errors import UserError
-from hybridgraph.progress import IMPORTING, progress_bars
-from hybridgraph.records import TokenSource
-from hybridgraph.sources.nvidia import find_gpu
-from hybridgraph.sources.supervise import Deadlines, SupervisedSource, is_child, run_supervised
+from hybridgraph.machine.driver import find_gpu
+from hybridgraph.system.console import IMPORTING, progress_bars
+from hybridgraph.system.supervise import Deadlines, SupervisedSource, is_child, run_supervised
 
 ROOT = Path(__file__).resolve().parents[2]
 TENSORRT_PYTHON = "HYBRIDGRAPH_TRTLLM_PYTHON"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hybridgraph.bench.prompts import TextPrompts
 from hybridgraph.config import Config
 from hybridgraph.errors import UserError
-from hybridgraph.hub import location_of, looking_up
-from hybridgraph.prompts import TextPrompts
+from hybridgraph.models.hub import location_of, looking_up
 
 
 def read_text(path: str) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 from hybridgraph.cases import TENSORRT_SINGLE, Case
 from hybridgraph.config import Config
+from hybridgraph.contract import Report, Request
 from hybridgraph.errors import UserError
-from hybridgraph.records import Report, Request
+from hybridgraph.machine.driver import Gpu
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
-from hybridgraph.sources.nvidia import Gpu
 from hybridgraph.sources.outside import OutsideSource, explained, open_outside
 
 NAME = "TensorRT-LLM"

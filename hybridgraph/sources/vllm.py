@@ -12,7 +12,7 @@ from typing import Any
 
 from hybridgraph.cases import VLLM_FULL, Case
 from hybridgraph.config import Config
-from hybridgraph.records import Report, Request
+from hybridgraph.contract import Report, Request
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, open_outside, version_of

@@ -1,0 +1,1 @@
+"""The protocol, the measuring loop, and the files that it writes."""

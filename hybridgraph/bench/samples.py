@@ -1,0 +1,93 @@
+"""Samples, the identity of their run, and the columns of the result files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from hybridgraph.contract import GRAPH_PATHS, STUDY_PATHS, GraphPath
+
+# "cold": the process's first request; "first_seen": the first at its prompt length, of one token or of several;
+# "warm": every other.
+Warmth = Literal["cold", "first_seen", "warm"]
+
+PAPER = "paper"  # the protocol of the study
+
+Phase = Literal["ttft", "p99", "decode"]
+PHASES: tuple[Phase, ...] = ("ttft", "p99", "decode")  # as they are measured
+
+
+def paths_taken(row: Mapping[Any, Any]) -> str:
+    """A row's counts of graph paths as a person reads them: ``"exact 98, padded 7"``."""
+    return ", ".join(f"{path} {row[path]:.0f}" for path in GRAPH_PATHS if row[path] > 0)
+
+
+def overflow_told(count: int) -> str:
+    """What to think of a run's times where the logits of ``count`` answers were no numbers; empty for none."""
+    if not count:
+        return ""
+    return f"{count} answers ended in logits that are not finite: they take less power than numbers, and less time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One request, as measured. Raw: every latency that is published is computed from these."""
+
+    run_id: str
+    phase: Phase
+    prompt_length: int
+    iteration: int
+    warmth: Warmth
+    ttft_ms: float
+    device_ms: float | None = None
+    engine_ttft_ms: float | None = None
+    graph_path: GraphPath | None = None
+    itl_ms: list[float] = field(default_factory=list)
+    gc_collections: int = 0  # collections of Python's collector that ran inside the sample
+    overflowed: bool | None = None  # as in Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What tells a row's run from every other; the last columns of every row."""
+
+    graph_backend: str
+    model: str
+    dtype: str
+    load_format: str
+    device: str
+    run_id: str
+    ops: str
+    forward: str
+    sampling: str  # "T=0.7" or "greedy"
+    seed: int
+    protocol: str  # "paper", or what was different
+    started: str  # ISO 8601, UTC
+    commit: str  # of this project, with "-dirty" where the tree had changes; empty outside a checkout
+
+    # Rows enter one table only when they agree on all of these.
+    COMPARABLE: ClassVar[tuple[str, ...]] = ("device", "model", "dtype", "load_format", "sampling", "protocol")
+
+
+IDENTITY_COLUMNS = tuple(f.name for f in fields(RunIdentity))
+
+TTFT_COLUMNS = (
+    "prompt_length", "mean_ms", "std_ms", "min_ms", "max_ms", "samples",
+    "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio",
+    *STUDY_PATHS, *IDENTITY_COLUMNS, "cold_ms", "warm_p50_ms", "warm_samples", "engine_ttft_ms", "gc_collections",
+    "chunked", "sustained_floor_ms", "overflowed",
+)  # fmt: skip
+
+P99_COLUMNS = (
+    "prompt_length", "mean_ms", "p99_ms", "samples",
+    *STUDY_PATHS, *IDENTITY_COLUMNS, "p50_ms", "min_ms", "max_ms", "device_mean_ms", "device_p99_ms", "gc_collections",
+    "chunked", "warm_samples", "overflowed",
+)  # fmt: skip
+
+DECODE_COLUMNS = (
+    "prompt_length", "new_tokens", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms", "tokens_per_s", "gb_per_s", "floor_ms",
+    *IDENTITY_COLUMNS, "samples", "first_itl_ms", "overflowed",
+)  # fmt: skip
+
+COLUMNS: dict[Phase, tuple[str, ...]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}

@@ -1,0 +1,178 @@
+"""The Hugging Face module's own forward, over static buffers (to be captured) or over its own cache (eager)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from hybridgraph.engine.forward.protocol import KVCache
+from hybridgraph.errors import UserError
+
+
+class StaticHFForward:
+    """The module's forward with every buffer owned by the caller, so that a CUDA Graph can hold it.
+
+    The module sees a cache that writes where it is told, positions as a tensor, and a finished 4-D
+    mask. The mask is passed in because the module builds a different one while a stream captures
+    than while it warms up, and the two would take different attention kernels.
+    """
+
+    kernels = "torch"
+    reads_masked = True
+    supports_chunks = False
+
+    def __init__(self, model: PreTrainedModel, positions: int) -> None:
+        config = model.config.get_text_config()
+        _require_full_attention(config, positions)
+        self._model = model
+        self._heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._layers = config.num_hidden_layers
+        # Additive, in the model's precision: a boolean mask would be converted again in every layer. Rows are
+        # aligned by their stride, which the memory-efficient attention kernels need.
+        stride = -(-positions // 16) * 16
+        bias = torch.full((positions, stride), -torch.inf, dtype=model.dtype, device=model.device).triu_(1)
+        self._bias = bias[:, :positions]
+        self._positions = torch.arange(positions, device=model.device)[None]
+
+    def allocate_cache(self, positions: int) -> KVCache:
+        return KVCache.allocate(
+            layers=self._layers,
+            kv_heads=self._heads,
+            positions=positions,
+            head_dim=self._head_dim,
+            dtype=self._model.dtype,
+            device=self._model.device,
+        )
+
+    def prepare(self, lengths: Sequence[int]) -> None:
+        """Its kernels serve every length."""
+
+    def prefill(self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: KVCache, logits: Tensor) -> None:
+        self._run(
+            ids[:length],
+            self._positions[:, :length],
+            self._bias[:length, :length],
+            _PrefillSlots(cache),
+            last,
+            logits,
+        )
+
+    def decode(self, token: Tensor, position: Tensor, cache: KVCache, logits: Tensor) -> None:
+        mask = self._bias.index_select(0, position)[:, : cache.positions]
+        only = torch.zeros_like(position)
+        self._run(token, position[None], mask, _DecodeSlots(cache, position), only, logits)
+
+    def _run(self, ids: Tensor, positions: Tensor, mask: Tensor, slots: Cache, last: Tensor, logits: Tensor) -> None:
+        output = self._model(
+            input_ids=ids[None],
+            position_ids=positions,
+            attention_mask=mask[None, None],
+            past_key_values=slots,
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        logits.copy_(output.logits[0, 0])
+
+
+class _PrefillSlots(Cache):  # type: ignore[misc]  # transformers is not typed
+    """Stores positions 0 … length-1, and lets attention read what has just been computed."""
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__(layers=[])
+        self._cache = cache
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        length = keys.shape[2]
+        self._cache.keys[layer, :, :length].copy_(keys[0])
+        self._cache.values[layer, :, :length].copy_(values[0])
+        return keys, values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+
+class _DecodeSlots(Cache):  # type: ignore[misc]
+    """Stores one position, given by a tensor, and lets attention read the whole cache, masked."""
+
+    def __init__(self, cache: KVCache, position: Tensor) -> None:
+        super().__init__(layers=[])
+        self._cache = cache
+        self._position = position
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        stored_keys, stored_values = self._cache.keys[layer], self._cache.values[layer]
+        stored_keys.index_copy_(1, self._position, keys[0])
+        stored_values.index_copy_(1, self._position, values[0])
+        return stored_keys[None], stored_values[None]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+
+class EagerHFForward:
+    """The module's forward with the module's own growing cache: any architecture, launched kernel by kernel."""
+
+    kernels = "torch"
+    reads_masked = False
+    supports_chunks = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        parameters = inspect.signature(model.forward).parameters
+        if "past_key_values" not in parameters:
+            raise UserError(f"{type(model).__name__} keeps no key-value cache: it can be measured in Case 1 only")
+        self._model = model
+        self._arguments = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+
+    def allocate_cache(self, positions: int) -> list[Cache]:
+        """A place for the cache of the answer in progress; the module grows it as it goes."""
+        return []
+
+    def prepare(self, lengths: Sequence[int]) -> None:
+        """Its kernels serve every length."""
+
+    def prefill(
+        self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: list[Cache], logits: Tensor
+    ) -> None:
+        cache[:] = [DynamicCache(config=self._model.config)]
+        self._run(ids[:length], cache, logits)
+
+    def decode(self, token: Tensor, position: Tensor, cache: list[Cache], logits: Tensor) -> None:
+        self._run(token, cache, logits)
+
+    def _run(self, ids: Tensor, cache: list[Cache], logits: Tensor) -> None:
+        output = self._model(input_ids=ids[None], past_key_values=cache[0], use_cache=True, **self._arguments)
+        logits.copy_(output.logits[0, -1])
+
+
+def length_dependent_rope(config: Any) -> str | None:
+    """The rope scaling whose frequencies depend on the length in progress: a graph would keep those of its capture."""
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    return kind if kind in ("dynamic", "longrope") else None
+
+
+def _require_full_attention(config: Any, positions: int) -> None:
+    if (rope := length_dependent_rope(config)) is not None:
+        raise UserError(
+            f"{config.model_type} has rope scaling {rope}, whose frequencies change with the length: CUDA Graph cases "
+            "need fixed ones (Cases 1 and 3 measure this model)"
+        )
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # as GPT-Neo calls it
+        window = config.window_size
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} and not (kinds == {"sliding_attention"} and (window or 0) >= positions):
+        raise UserError(
+            f"{config.model_type} has layers of {', '.join(sorted(kinds))}: CUDA Graph cases need full attention over "
+            f"all {positions} positions (Cases 1 and 3 measure this model)"
+        )
+    if window is not None and window < positions:
+        raise UserError(
+            f"{config.model_type} attends over a window of {window}, less than the {positions} positions asked for: "
+            "lower --max-seq-len (Cases 1 and 3 measure this model)"
+        )

@@ -1,0 +1,285 @@
+"""The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's GEMMs.
+
+Block shapes are fixed, chosen by measurement on one H200 (README.md beside this): nothing is tuned at
+run time, so nothing can be tuned inside a capture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from hybridgraph.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
+from hybridgraph.kernels.gemv import gemv_kernel
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots
+from hybridgraph.kernels.rowwise import (
+    add_norm_kernel,
+    embed_norm_kernel,
+    norm_kernel,
+    rotate_store_kernel,
+    swiglu_kernel,
+)
+
+LOG2_E = math.log2(math.e)
+# Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
+ATTENTION_PROGRAMS = 256
+MOST_SPLITS = 32  # of its context: more take longer to combine
+ROTATE_BLOCK = (8, 4)  # heads of a program, warps
+SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
+
+
+class TritonKernels:
+    """Implements Kernels in float16 and bfloat16 on a CUDA device."""
+
+    name = "triton"
+    reads_masked = False
+
+    def __init__(self, *, overlap: bool | None = None) -> None:
+        """``overlap``: programmatic dependent launch, where the chip has it (None)."""
+        has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
+        self._overlap = has_overlap if overlap is None else overlap
+
+    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+        """Its kernels serve every length."""
+
+    def embed_norm(
+        self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        width = table.shape[1]
+        hidden = table.new_empty(length, width)
+        normed = torch.empty_like(hidden)
+        self._launch(
+            embed_norm_kernel,
+            (length,),
+            (ids, start, table, weight, hidden, normed, eps),
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=_row_warps(width),
+        )
+        return hidden, normed
+
+    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(hidden)
+        rows, width = hidden.shape
+        self._launch(
+            norm_kernel,
+            (rows,),
+            (hidden, weight, out, eps),
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=_row_warps(width),
+        )
+        return out
+
+    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
+        return self.swiglu(F.linear(rows, gate_up))
+
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
+        torch.addmm(hidden, rows, weight.T, out=hidden)
+        return self.norm(hidden, norm, eps)
+
+    def add_norm(self, hidden: Tensor, partial: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """``hidden`` [n, h] += the sum of ``partial`` [splits, n, h]; returns its RMSNorm."""
+        out = torch.empty_like(hidden)
+        splits, rows, width = partial.shape
+        self._launch(
+            add_norm_kernel,
+            (rows,),
+            (hidden, partial, weight, out, eps),
+            WIDTH=width,
+            SPLITS=splits,
+            BLOCK=triton.next_power_of_2(width),
+            # As few registers as let a block of the next GEMM start beside it, which needs more of them for more rows.
+            num_warps=_row_warps(width) if rows <= 128 else 4,
+        )
+        return out
+
+    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, weight, bias)[None]
+
+    def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
+        splits, rows, width = qkv.shape
+        num_queries = width // heads.head_dim - 2 * heads.num_kv_heads
+        block_rows, block_heads, warps = rotate_blocks(num_queries, heads.num_kv_heads, splits)
+        half = heads.head_dim // 2
+        query_norm, key_norm = _norms(norms, slots)
+        self._launch(
+            rotate_store_kernel,
+            (triton.cdiv(rows, block_rows), (num_queries + 2 * heads.num_kv_heads) // block_heads),
+            (
+                qkv,
+                start,
+                slots.keys,
+                slots.values,
+                slots.cos,
+                slots.sin,
+                query_norm,
+                key_norm,
+                slots.keys.stride(0),
+                rows,
+                heads.eps,
+            ),
+            SPLITS=splits,
+            NUM_QUERIES=num_queries,
+            NUM_KEYS=heads.num_kv_heads,
+            HALF=half,
+            BLOCK_HALF=triton.next_power_of_2(half),
+            BLOCK_ROWS=block_rows,
+            BLOCK_HEADS=block_heads,
+            HAS_NORM=norms.key is not None,
+            num_warps=warps,
+        )
+        return qkv[0]
+
+    def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
+        length = queries.shape[0]
+        out = queries.new_empty(length, heads.query_width)
+        block_m, block_n, warps, stages = attend_blocks(length)
+        self._launch(
+            attend_kernel,
+            (heads.num_heads, triton.cdiv(length, block_m)),
+            (queries, start, slots.keys, slots.values, out, length),
+            query_stride=queries.stride(0),
+            out_stride=out.stride(0),
+            head_stride=slots.keys.stride(0),
+            scale=heads.scale * LOG2_E,
+            GROUP=heads.num_heads // heads.num_kv_heads,
+            DIM=heads.head_dim,
+            BLOCK_DIM=_block_dim(heads),
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            num_warps=warps,
+            num_stages=stages,
+        )
+        return out
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, width)
+        block, warps = SWIGLU_BLOCK
+        grid = (rows, triton.cdiv(width, block))
+        self._launch(swiglu_kernel, grid, (gate_up, out), WIDTH=width, BLOCK=block, num_warps=warps)
+        return out
+
+    def one_row_linear(
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        out = hidden.new_empty(1, weight.shape[0]) if out is None else out
+        self._gemv(hidden, weight, out, norm=norm, eps=eps, bias=bias)
+        return out
+
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
+        self._gemv(row, weight, hidden, add=True)
+
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
+        out = hidden.new_empty(1, gate_up.shape[0] // 2)
+        self._gemv(hidden, gate_up, out, norm=norm, eps=eps, swiglu=True)
+        return out
+
+    def one_row_attend(
+        self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
+    ) -> Tensor:
+        splits = max(1, min(MOST_SPLITS, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.num_kv_heads)))
+        partial = torch.empty(heads.num_heads, splits, heads.head_dim, dtype=torch.float32, device=qkv.device)
+        summary = torch.empty(heads.num_heads, splits, 2, dtype=torch.float32, device=qkv.device)
+        query_norm, key_norm = _norms(norms, slots)
+        group = heads.num_heads // heads.num_kv_heads
+        shape = {"DIM": heads.head_dim, "BLOCK_DIM": _block_dim(heads), "SPLITS": splits}
+        self._launch(
+            one_row_attend_kernel,
+            (heads.num_kv_heads, splits),
+            (qkv, position, slots.keys, slots.values, slots.cos, slots.sin, query_norm, key_norm, partial, summary),
+            head_stride=slots.keys.stride(0),
+            eps=heads.eps,
+            scale=heads.scale * LOG2_E,
+            GROUP=group,
+            BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
+            BLOCK_N=64,
+            HAS_NORM=norms.key is not None,
+            STORE=store,
+            num_warps=4,
+            num_stages=2,
+            **shape,
+        )
+        out = qkv.new_empty(1, heads.query_width)
+        self._launch(combine_kernel, (heads.num_heads,), (partial, summary, out), num_warps=4, **shape)
+        return out
+
+    def _gemv(
+        self,
+        row: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        bias: Tensor | None = None,
+        swiglu: bool = False,
+        add: bool = False,
+    ) -> None:
+        width = weight.shape[1]
+        num_rows = out.shape[1]
+        block_n, block_k, warps = gemv_blocks(num_rows=num_rows, width=width, swiglu=swiglu)
+        self._launch(
+            gemv_kernel,
+            (triton.cdiv(num_rows, block_n),),
+            (row, weight, weight if norm is None else norm, weight if bias is None else bias, out, eps, num_rows),
+            WIDTH=width,
+            NORM=norm is not None,
+            BIAS=bias is not None,
+            SWIGLU=swiglu,
+            ADD=add,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            num_warps=warps,
+        )
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], tensors: tuple[Any, ...], **numbers: Any) -> None:
+        if self._overlap:
+            numbers["launch_pdl"] = True
+        kernel[grid](*tensors, PDL=self._overlap, **numbers)
+
+
+def rotate_blocks(num_queries: int, num_keys: int, splits: int) -> tuple[int, int, int]:
+    """(rows of a program, heads of each, warps) of the rotation; of one row where there are sums to add."""
+    together, warps = ROTATE_BLOCK
+    heads = math.gcd(num_queries, num_keys, together)
+    rows = together // heads if splits == 1 else 1
+    return rows, heads, warps if rows * heads == together else 1
+
+
+def attend_blocks(length: int) -> tuple[int, int, int, int]:
+    """(queries of a program, keys of a step, warps, pipeline stages) of prefill attention."""
+    return (64, 64, 4, 3 if length > 300 else 2) if length > 16 else (16, 32, 4, 2)
+
+
+def gemv_blocks(*, num_rows: int, width: int, swiglu: bool) -> tuple[int, int, int]:
+    """(rows of a program, columns of a step, warps) of one row times a matrix [num_rows, width]."""
+    if swiglu:
+        rows, columns, warps = 1, 1024, 4
+    elif width > 8192:
+        rows, columns, warps = 4, 1024, 4
+    else:
+        rows, columns, warps = (2, 2048, 4) if num_rows <= 4096 else (4, 2048, 8)
+    return rows, min(columns, max(16, triton.next_power_of_2(width))), warps
+
+
+def _row_warps(width: int) -> int:
+    return 8 if width >= 2048 else 4
+
+
+def _block_dim(heads: Heads) -> int:
+    return max(16, triton.next_power_of_2(heads.head_dim))
+
+
+def _norms(norms: HeadNorms, slots: Slots) -> tuple[Tensor, Tensor]:
+    """The head norms' weights; where there are none, something of that type that is not read."""
+    if norms.query is None or norms.key is None:
+        return slots.keys, slots.keys
+    return norms.query, norms.key

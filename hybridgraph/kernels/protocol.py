@@ -1,0 +1,123 @@
+"""The kernels of the fused forward: one signature each, in plain PyTorch, in Triton, and for Hopper.
+
+Rows are positions of the prompt, row-major and in the model's precision. What is called ``one_row_*``
+serves decoding and the last position of a prompt, where the work is reading weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The attention's dimensions, and what is applied to queries and keys before their rotation."""
+
+    num_heads: int
+    num_kv_heads: int  # divides ``num_heads``
+    head_dim: int
+    scale: float  # of the scores, before the softmax
+    eps: float
+
+    @property
+    def query_width(self) -> int:
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One layer's part of the static cache, and the rotation of each of its positions."""
+
+    keys: Tensor  # [kv_heads, positions, head_dim]
+    values: Tensor  # [kv_heads, positions, head_dim]
+    cos: Tensor  # float32 [positions, head_dim / 2]
+    sin: Tensor  # float32 [positions, head_dim / 2]
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """RMSNorm weights [head_dim] of each query and key head; None in architectures without them."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+
+
+class Kernels(Protocol):
+    """No kernel synchronizes, reads a device value on the host, or keeps state.
+
+    ``start``: int64 [1], the position of the first row of a prompt's chunk. What is captured serves any.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reads_masked(self) -> bool:
+        """Whether attention reads slots behind the position, and multiplies them by zero: NaN there spoils it."""
+        ...
+
+    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+        """Compile at once what prompts of ``lengths`` would have compiled one by one.
+
+        For ``project`` with weights like ``qkv``, ``linear_swiglu`` with weights like ``gate_up``, and
+        ``linear_add_norm`` with weights like ``adding``.
+        """
+        ...
+
+    def embed_norm(
+        self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """``ids[start : start + length]`` -> (hidden [length, h], its RMSNorm [length, h])."""
+        ...
+
+    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
+        """[n, k] times the merged gate and up projection [2 * i, k], then silu(gate) * up: [n, i]."""
+        ...
+
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
+        """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
+        ...
+
+    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[n, k] times weight [m, k] transposed, plus bias [m], as partial sums [splits, n, m] to be added up."""
+        ...
+
+    def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
+        """Add up the partial sums ``qkv`` [splits, n, (queries + 2 * keys) * dim] of a prompt's rows, and rotate.
+
+        The first row is at position ``start``. Rotated keys go to ``slots.keys``, values to ``slots.values``. ``qkv``
+        may lack the queries. Returns [n, >= queries * dim]: first the rotated queries.
+        """
+        ...
+
+    def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
+        """Attention of rotated queries [n, >= queries * dim], the i-th over slots 0 … start+i: [n, queries * dim]."""
+        ...
+
+    def one_row_linear(
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        """RMSNorm of [1, h], then a linear map: [1, m]."""
+        ...
+
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
+        """``hidden`` [1, m] += [1, k] times weight [m, k] transposed."""
+        ...
+
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
+        """RMSNorm of [1, h], the merged gate and up projection [2 * i, h], SwiGLU: [1, i]."""
+        ...
+
+    def one_row_attend(
+        self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
+    ) -> Tensor:
+        """Attention of one unrotated query over slots 0 ... position: [1, queries * dim].
+
+        ``store``: ``qkv`` [1, (queries + 2 * keys) * dim] also holds this position's key and value, which go
+        into the slots first; otherwise it holds the query only and the slots are complete.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Models by name: their numbers, their files, their weights."""

@@ -1,0 +1,1 @@
+"""One engine, served to other processes."""

@@ -1,0 +1,1 @@
+"""What any program needs: its console, files, signals and processes."""
