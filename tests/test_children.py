@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridgraph.serving.pair import generator_process
-from hybridgraph.sources import supervise
+from hybridgraph.system import supervise
 
 ROOT = Path(__file__).resolve().parent.parent
 

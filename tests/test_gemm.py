@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridgraph.kernels.hopper import gemm
+from hybridgraph.kernels.hopper import kernels as hopper
 from hybridgraph.kernels.hopper.gemm import RING_BYTES, Epilogue, Gemm, Tile, compile_gemm
 from hybridgraph.kernels.hopper.kernels import LIMITS, HopperKernels, limits_on, split_k_gemm, tile_for
-from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots, gemm, hopper
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots
 from hybridgraph.kernels.reference import ReferenceKernels
 
 LENGTHS = (1, 16, 17, 100, 128, 137, 160, 200, 201, 240, 256)

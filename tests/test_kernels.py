@@ -23,9 +23,9 @@ from hybridgraph.kernels.reference import ReferenceKernels
 pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from hybridgraph.engine.ops import native
+from hybridgraph.kernels import portable as triton_kernels
 from hybridgraph.kernels import sampling
 from hybridgraph.kernels.portable import TritonKernels, gemv_blocks
-from hybridgraph.kernels.protocol import triton as triton_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []

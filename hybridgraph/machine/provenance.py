@@ -15,7 +15,7 @@ def project_commit() -> str:
 
     Outside a checkout: what ``HYBRIDGRAPH_COMMIT`` says, which whoever exported the tree may set; otherwise empty.
     """
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
         try:

@@ -18,7 +18,7 @@ from hybridgraph.serving.ipc.address import fresh_socket_path, remove_left_behin
 from hybridgraph.system.console import say
 from hybridgraph.system.signals import end_with_parent, how_killed
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STOP_S = 30.0  # what a generator is given to end by itself
 
 
