@@ -139,7 +139,7 @@ def test_a_pair_whose_socket_would_have_too_long_a_path_is_told_so(tmp_path: Pat
     command = [
         sys.executable,
         "-m",
-        "hybridgraph.cli.commands",
+        "hybridgraph",
         "pair",
         "case2",
         "--output-dir",
