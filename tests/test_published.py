@@ -1,6 +1,7 @@
 """The published results, as committed: rows are those of their samples, tables those of their rows, texts theirs."""
 
 import csv
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,11 +42,8 @@ ITL: tuple[Phase, str] = ("decode", "itl_mean_ms")
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A copy of what the last commit has: results of one's own may lie in ``output/`` by now."""
-    archive = git("archive", "HEAD", "README.md", "docs", "output")
-    if archive.returncode:
-        pytest.skip("not in a git checkout")
-    subprocess.run(["tar", "-x", "-C", tmp_path], input=archive.stdout, check=True)
+    """A copy of what comes with the project."""
+    shutil.copytree(ROOT / "output" / "published", tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -61,8 +59,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 def runs(published: Path) -> list[tuple[ResultFiles, RunIdentity, list[Sample], dict[str, Any]]]:
     """Every run: its files, who it was, its samples, and what ``environment.json`` tells of its source."""
     found = []
-    for path in sorted(published.rglob("*_samples.jsonl")):
-        files = ResultFiles(path.parent, path.name.removesuffix("_samples.jsonl"))
+    for path in sorted(published.rglob("*_samples.jsonl.gz")):
+        files = ResultFiles(path.parent, path.name.removesuffix("_samples.jsonl.gz"))
         read = files.read_samples()
         assert read is not None
         found.append((files, *read, known_of_run(files.directory, files.name, read[0].run_id)["source"]))
@@ -100,7 +98,7 @@ def test_every_report_is_that_of_its_rows(published: Path, monkeypatch: pytest.M
     monkeypatch.setattr(final, "plot_table", lambda *_: None)
     monkeypatch.setattr(final, "plot_growth", lambda *_: None)
     reports = sorted(published.rglob(final.REPORT))
-    assert published / "output" / final.REPORT in reports
+    assert published / "h200" / final.REPORT in reports
     for report in reports:
         texts = [report, *report.parent.glob("final_*.csv")]
         before = {path: path.read_text() for path in texts}
@@ -122,8 +120,8 @@ def grid_row(*cells: object) -> str:
 
 
 def test_the_texts_show_the_tables_of_the_report(published: Path) -> None:
-    report = (published / "output" / final.REPORT).read_text()
-    readme, results = (published / "README.md").read_text(), (published / "docs" / "results.md").read_text()
+    report = (published / "h200" / final.REPORT).read_text()
+    readme, results = (ROOT / "README.md").read_text(), (ROOT / "docs" / "results.md").read_text()
     shown = {
         "Warm TTFT, mean, ms": readme,
         "P99 of TTFT, ms": readme,
@@ -137,9 +135,9 @@ def test_the_texts_show_the_tables_of_the_report(published: Path) -> None:
 
 @pytest.mark.parametrize("name", ["repeated", "h100", "smollm2"])
 def test_the_texts_show_the_averages_of_other_runs(published: Path, name: str) -> None:
-    text = (published / "docs" / "results.md").read_text()
+    text = (ROOT / "docs" / "results.md").read_text()
     for case in MEASURED:
-        assert grid_row(case.title, *figures(published / "output" / name, case.name, WARM, DEVICE, P99, ITL)) in text
+        assert grid_row(case.title, *figures(published / name, case.name, WARM, DEVICE, P99, ITL)) in text
 
 
 HF = (CASE1, HF_STATIC, HF_COMPILED, CASE4_FUSED)
@@ -156,7 +154,7 @@ OF_OTHERS = (VLLM, VLLM_FULL, SGLANG, SGLANG_FULL)
 def test_the_texts_show_the_averages_of_the_peers(
     published: Path, name: str, text: str, cases: Sequence[Case], with_pauses: Sequence[Case]
 ) -> None:
-    directory, shown = published / "output" / name, (published / text).read_text().replace("**", "")
+    directory, shown = published / name, (ROOT / text).read_text().replace("**", "")
     for case in cases:
         cells = figures(directory, case.name, WARM, P99, ITL)
         if case in with_pauses:
@@ -169,14 +167,14 @@ def test_the_texts_show_the_averages_of_the_peers(
 @pytest.mark.parametrize(
     ("name", "text", "pauses"),
     [
-        (".", "README.md", {0: ".", 5: "apart_5ms", 20: "apart_20ms", 100: "apart_100ms"}),
+        ("h200", "README.md", {0: ".", 5: "apart_5ms", 20: "apart_20ms", 100: "apart_100ms"}),
         ("repeated", "docs/results.md", {0: ".", 5: "apart_5ms"}),
     ],
 )
 def test_the_texts_show_what_pauses_change(published: Path, name: str, text: str, pauses: dict[int, str]) -> None:
-    shown = (published / text).read_text()
+    shown = (ROOT / text).read_text()
     for pause, subdirectory in pauses.items():
-        directory = published / "output" / name / subdirectory
+        directory = published / name / subdirectory
         warm, device, floor = (average(directory, FUSED, "ttft", c) for c in ("warm_mean_ms", "device_ms", "floor_ms"))
         tail = max(float(row["p99_ms"]) / float(row["mean_ms"]) for row in rows(directory / f"{FUSED}_p99.csv"))
         row = grid_row(pause, f"{warm:.2f}", f"{device:.2f}", f"{warm / floor:.3f} ×", f"{tail:.3f}")
@@ -184,7 +182,7 @@ def test_the_texts_show_what_pauses_change(published: Path, name: str, text: str
 
 
 def test_the_texts_show_the_lengths_that_no_graph_was_made_for(published: Path) -> None:
-    directory, text = published / "output" / "new_lengths", (published / "docs" / "results.md").read_text()
+    directory, text = published / "h200" / "new_lengths", (ROOT / "docs" / "results.md").read_text()
     tables = [rows(directory / f"{case}_ttft.csv") for case in ("case2_async_cuda", "case4_jit_cuda", FUSED)]
     tails = rows(directory / f"{FUSED}_p99.csv")
     assert len(tails) == 9

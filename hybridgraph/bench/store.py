@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -91,14 +93,16 @@ class ResultFiles:
     def read_samples(self) -> tuple[RunIdentity, list[Sample]] | None:
         """The interrupted run's identity and samples; a line cut short by a crash is dropped with its row."""
         path = self.path("_samples.jsonl")
-        if not path.exists():
+        packed = self.path("_samples.jsonl.gz")  # as published results have them
+        if not path.exists() and not packed.exists():
             return None
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line's end was cut short
+            text = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+            lines = text.decode().split("\n")[:-1]  # what follows the last line's end was cut short
             identity = RunIdentity(**json.loads(lines[0]))
             return identity, [_sample(json.loads(line), identity.run_id) for line in lines[1:]]
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
         except (IndexError, ValueError, TypeError):
             raise UserError(f"{path} holds more or less than the samples of one run: run without --resume") from None
 
