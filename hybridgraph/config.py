@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from hybridgraph.cases import ENGINES, PAPER_PROMPT_LENGTHS, Case
 from hybridgraph.contract import MAX_TEMPERATURE, MIN_TEMPERATURE
 from hybridgraph.errors import UserError
+from hybridgraph.places import require_own
 
 LOAD_FORMATS = ("dummy", "auto")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -263,6 +264,7 @@ def parse_args(
         if setting.name not in without:
             _add_flag(parser, setting)
     config = Config(**vars(parser.parse_args(argv)))
+    require_own(config.output_path)
     if measures:
         config.check_requests()
     return config

@@ -42,6 +42,18 @@ class DyingSource:
         pass
 
 
+class CrashingSource(DyingSource):
+    """Ends its process at the fourth request."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        if not self._left:
+            raise SystemExit(139)
+        return super().stream(request, emit)
+
+
 @pytest.fixture
 def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """``attempt(opened)``: Case 1 over what that returns, six requests in all."""
@@ -68,17 +80,40 @@ def test_whose_end_a_reason_is(attempt: Callable[..., int], tmp_path: Path) -> N
     assert (recorded["not_run"], recorded["ended_early"]) == ({CASE1.name: "no such model"}, {CASE1.name: ""})
     assert attempt(lambda: DyingSource(3)) == 2
     assert remarks(tmp_path) == ["Baseline: the run ended early: the generator is gone"]
-    assert attempt(refused) == 2
-    before = "Baseline: the rows are from before its last attempt, which ended early"
-    assert remarks(tmp_path) == [f"{before}: no such model"]
-    assert attempt(lambda: DyingSource(3)) == 2
-    assert remarks(tmp_path) == ["Baseline: the run ended early: the generator is gone"], "another run, another end"
     assert attempt(lambda: DyingSource(6)) == 0
     recorded = read_environment(tmp_path / "environment.json")
     assert recorded["not_run"] == recorded["ended_early"] == {}
     assert remarks(tmp_path) == []
-    assert attempt(refused) == 2
-    assert remarks(tmp_path) == [f"{before}: no such model"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("answers", [3, 6], ids=["a run that ended early", "a finished run"])
+def test_an_attempt_that_begins_no_run_leaves_every_file_as_it_was(
+    attempt: Callable[..., int], tmp_path: Path, answers: int
+) -> None:
+    def without_torch() -> DyingSource:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    attempt(lambda: DyingSource(answers))
+    before = contents(tmp_path)
+    for failing in (refused, without_torch):
+        assert attempt(failing) == 2
+        assert contents(tmp_path) == before
+    assert main.main(["not-run", CASE1.name, "not asked for", "--output-dir", str(tmp_path)]) == 0
+    assert contents(tmp_path) == before
+
+
+def test_an_attempt_at_one_case_leaves_what_is_told_of_others(attempt: Callable[..., int], tmp_path: Path) -> None:
+    attempt(lambda: DyingSource(3))
+    before = read_environment(tmp_path / "environment.json")
+    assert main.run_client(CASE4, ["--socket", str(tmp_path / "none"), "--output-dir", str(tmp_path)]) == 2
+    after = read_environment(tmp_path / "environment.json")
+    assert CASE4.name in after["not_run"], "a case without rows says why"
+    for section, entries in before.items():
+        assert {name: after[section][name] for name in entries} == entries
 
 
 def test_a_resumed_run_may_end_early_again(attempt: Callable[..., int], tmp_path: Path) -> None:
@@ -126,7 +161,8 @@ def not_run(directory: Path, reason: str) -> None:
 def test_a_script_tells_the_end_of_the_run_that_lies_there(attempt: Callable[..., int], tmp_path: Path) -> None:
     not_run(tmp_path, "not asked for")
     assert read_environment(tmp_path / "environment.json")["not_run"] == {CASE1.name: "not asked for"}
-    attempt(lambda: DyingSource(3))
+    with pytest.raises(SystemExit):  # the process ends without a word, as after a crash
+        attempt(CrashingSource)
     not_run(tmp_path, "failed with exit code 139")
     assert remarks(tmp_path) == ["Baseline: the run ended early: failed with exit code 139"]
     attempt(lambda: DyingSource(6))

@@ -67,6 +67,10 @@ class ResultFiles:
     def path(self, suffix: str) -> Path:
         return self.directory / f"{self.name}{suffix}"
 
+    def exist(self) -> bool:
+        """Whether a run has left any of them."""
+        return any(self.path(suffix).exists() for suffix in SUFFIXES)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Only one run of a case at a time writes here; raises UserError where another one does, or none can."""

@@ -229,6 +229,7 @@ def _require_prompt_file(config: Config) -> None:
 def _record_reason(reason: str, files: ResultFiles, earlier: str, *, resumed: bool) -> None:
     """Of a run that this attempt began or took up, why it has no more rows; else why there are none.
 
+    An attempt that did neither leaves the rows of earlier runs, and what is told of them, as they were.
     ``earlier``: the run that was recorded before the attempt.
     """
     directory, name = files.directory, files.name
@@ -236,7 +237,9 @@ def _record_reason(reason: str, files: ResultFiles, earlier: str, *, resumed: bo
     if taken_up and why_ended(directory, name) is not None:
         return  # it came to no new row: how the run ended before still stands
     latest = run_id_of(directory, name)
-    record_not_run(directory, name, reason, run_id=latest if taken_up or latest != earlier else "")
+    begun = latest != earlier
+    if taken_up or begun or not files.exist():
+        record_not_run(directory, name, reason, run_id=latest if taken_up or begun else "")
 
 
 @guarded(interrupted=INTERRUPTED)
@@ -271,7 +274,7 @@ def _not_run(arguments: Sequence[str]) -> int:
         raise UserError("usage: python -m hybridgraph not-run CASE_NAME REASON --output-dir DIR")
     name, reason, directory = arguments[0], arguments[1], Path(arguments[3])
     run_id = run_id_of(directory, name)  # of this very run, or of the one it resumes: new-run sets others aside
-    if why_ended(directory, name) != "":  # else it was measured to its end
+    if why_ended(directory, name) is None or not ResultFiles(directory, name).exist():  # else its end is known
         record_not_run(directory, name, reason, run_id=run_id)
     return 0
 

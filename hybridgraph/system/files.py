@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hybridgraph.errors import UserError
+from hybridgraph.places import require_own
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong while ``path`` is written is a user's to know: UserError."""
+    """Write ``path`` within it. What goes wrong is a user's to know: UserError, also where ``path`` is published."""
+    require_own(path)
     try:
         yield
     except OSError as error:
