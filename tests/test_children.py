@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridgraph.serving.pair import generator_process
-from hybridgraph.system import supervise
+from hybridgraph.sources import supervised
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ with stop_signals_raise(), generator_process(sys.argv[1], sys.argv[2:]):
     "supervised": """
 import sys
 from hybridgraph.system.signals import stop_signals_raise
-from hybridgraph.system.supervise import Deadlines, run_supervised
+from hybridgraph.sources.supervised import Deadlines, run_supervised
 with stop_signals_raise():
     run_supervised([sys.executable, *sys.argv[1:]], title="it", deadlines=Deadlines())
 """,
@@ -93,10 +93,10 @@ def test_a_further_signal_ends_a_child_that_heeds_none(parent: str, number: sign
 def test_who_waits_for_an_engine_on_a_terminal_is_told(
     watched: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(supervise, "_SAID_EVERY_S", 0.3)
-    monkeypatch.setattr(supervise, "on_terminal", lambda: watched)
+    monkeypatch.setattr(supervised, "_SAID_EVERY_S", 0.3)
+    monkeypatch.setattr(supervised, "on_terminal", lambda: watched)
     command = [sys.executable, "-c", "import time; time.sleep(1.5)"]
-    assert supervise.run_supervised(command, title="Engine", deadlines=supervise.Deadlines()) == 0
+    assert supervised.run_supervised(command, title="Engine", deadlines=supervised.Deadlines()) == 0
     lines = capsys.readouterr().err.splitlines()
     assert bool(lines) == watched
     assert all(line.startswith("Engine is starting: ") for line in lines)

@@ -15,7 +15,7 @@ from hybridgraph.errors import UserError
 from hybridgraph.models.hub import configuration_in, ids_in, location_of, numbers_of, special_ids
 from hybridgraph.models.shapes import DEFAULT_GPU_MODEL, builtin_config
 from hybridgraph.roofline import ModelShape
-from hybridgraph.system.supervise import SCRATCH
+from hybridgraph.sources.supervised import SCRATCH
 
 
 @dataclass(frozen=True, kw_only=True)

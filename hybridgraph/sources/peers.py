@@ -16,8 +16,8 @@ from hybridgraph.config import Config
 from hybridgraph.contract import TokenSource
 from hybridgraph.errors import UserError
 from hybridgraph.machine.driver import find_gpu
+from hybridgraph.sources.supervised import Deadlines, SupervisedSource, is_child, run_supervised
 from hybridgraph.system.console import IMPORTING, progress_bars
-from hybridgraph.system.supervise import Deadlines, SupervisedSource, is_child, run_supervised
 
 ROOT = Path(__file__).resolve().parents[2]
 TENSORRT_PYTHON = "HYBRIDGRAPH_TRTLLM_PYTHON"

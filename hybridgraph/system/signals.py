@@ -1,8 +1,7 @@
-"""Stop signals: of a process that serves, of one that has started another, and of the one that was started."""
+"""Stop signals: of a process that serves, and of one that has something to end or to say before it ends."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -69,14 +68,19 @@ class StopSignals:
 
 
 @contextmanager
-def stop_signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process by an exception, so that what it started is ended first."""
+def stop_signals_raise(*numbers: int) -> Iterator[None]:
+    """Signals (by default SIGINT, SIGTERM and SIGHUP) end this process by an exception.
+
+    So what it started is ended first. SIGINT raises KeyboardInterrupt, the others SystemExit. Those that are ignored
+    stay ignored: SIGHUP under nohup, SIGINT of what a script has started in the background.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         if not _put_off(number, frame):
-            raise SystemExit(128 + number)
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    before = _handle((signal.SIGTERM, signal.SIGHUP), leave)
+    numbers = numbers or (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = _handle([number for number in numbers if signal.getsignal(number) != signal.SIG_IGN], leave)
     try:
         yield
     finally:
@@ -98,18 +102,3 @@ def _put_off(number: int, frame: FrameType | None) -> bool:
     again.daemon = True
     again.start()
     return True
-
-
-def how_killed(code: int) -> str:
-    """What became of a process whose exit code is minus a signal."""
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    cause = "most often the machine's memory is full" if name == "SIGKILL" else "see its messages above"
-    return f"was ended by {name}: {cause}"
-
-
-def end_with_parent(parent: int) -> None:
-    """In a process that ``parent`` has just started: be told to stop (SIGTERM) when that one is gone."""
-    set_parent_death_signal = 1  # prctl(2)
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    if os.getppid() != parent:  # it was gone before it could be watched
-        os.kill(os.getpid(), signal.SIGTERM)
