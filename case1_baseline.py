@@ -6,6 +6,11 @@ Varied: nothing. This is what the other cases are compared with.
     python case1_baseline.py --ttft-iterations 5 --p99-iterations 100
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from hybridgraph.cases import CASE1
 from hybridgraph.cli.commands import run_case
 

@@ -6,6 +6,11 @@ further lengths in the background, and answers clients on a Unix socket.
     python case2_async_cuda_generator.py --socket /tmp/case2/socket
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from hybridgraph.cases import CASE2
 from hybridgraph.cli.commands import serve
 

@@ -6,6 +6,11 @@ copying, position bookkeeping and sampling are compiled (``--ops torchscript``, 
     python case3_jit_only.py --ttft-iterations 5 --p99-iterations 100
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from hybridgraph.cases import CASE3
 from hybridgraph.cli.commands import run_case
 

@@ -7,6 +7,11 @@ Varied against Case 2: preprocessing is compiled and pads to the nearest capture
     python case4_jit_cuda_generator.py --socket /tmp/case4/socket
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from hybridgraph.cases import CASE4
 from hybridgraph.cli.commands import serve
 

@@ -7,6 +7,11 @@ peer in its place: ``hf-static``, ``hf-compiled`` (Hugging Face, static cache, c
     python case5_tensorrt_llm.py --ttft-iterations 5 --p99-iterations 100
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from hybridgraph.cli.commands import run_case5
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@ A length without a graph is captured while its request waits. Same protocol and 
     python cuda_only_rolling_server.py --socket /tmp/cuda-only/socket
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from hybridgraph.cases import CASE2
 from hybridgraph.cli.commands import serve
 

@@ -5,6 +5,11 @@ Same protocol and pool as ``case4_jit_cuda_generator.py``; any client of Case 4 
     python graph_generator_rolling_cuda.py --socket /tmp/jit-cuda/socket
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from hybridgraph.cases import CASE4
 from hybridgraph.cli.commands import serve
 

@@ -3,13 +3,16 @@
 from hybridgraph import HybridEngine
 """
 
-from __future__ import annotations
-
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridgraph.engine.engine import HybridEngine
     from hybridgraph.engine.settings import EngineOptions
+
+if sys.version_info < (3, 10):  # noqa: UP036  # older ones can read this module alone
+    sys.stderr.write(f"error: {sys.executable} is Python {sys.version.split()[0]}: 3.10 or newer is needed\n")
+    raise SystemExit(2)
 
 __all__ = ["EngineOptions", "HybridEngine"]
 

@@ -31,6 +31,7 @@ class Case:
     column: str  # prefix of its columns in the final tables
     script: str  # what a user runs
     generator: str = ""  # where it is a pair: the script that serves it
+    engine: str = "hybrid"  # what answers, by its name in sources/registry.py
     ops: str | None = None
     forward: str | None = None
     graphs: str = "none"
@@ -49,7 +50,13 @@ class Case:
 
 
 CASE1 = Case(
-    key="case1", name="case1_baseline", title="Baseline", column="baseline", script="case1_baseline.py", forward="hf"
+    key="case1",
+    name="case1_baseline",
+    title="Baseline",
+    column="baseline",
+    script="case1_baseline.py",
+    engine="generate",
+    forward="hf",
 )
 CASE2 = Case(
     key="case2",
@@ -105,6 +112,7 @@ CASE5 = Case(
     title="TensorRT-LLM",
     column="tensorrt",
     script="case5_tensorrt_llm.py",
+    engine="tensorrt-llm",
 )
 
 CASES = (CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, CASE5)
@@ -116,6 +124,7 @@ HF_STATIC = Case(
     title="HF static cache",
     column="hf_static",
     script="case5_tensorrt_llm.py --engine hf-static",
+    engine="hf-static",
 )
 HF_COMPILED = Case(
     key="hf_compiled",
@@ -123,17 +132,31 @@ HF_COMPILED = Case(
     title="HF compiled",
     column="hf_compiled",
     script="case5_tensorrt_llm.py --engine hf-compiled",
+    engine="hf-static",
 )
-VLLM = Case(key="vllm", name="peer_vllm", title="vLLM", column="vllm", script="case5_tensorrt_llm.py --engine vllm")
+VLLM = Case(
+    key="vllm",
+    name="peer_vllm",
+    title="vLLM",
+    column="vllm",
+    script="case5_tensorrt_llm.py --engine vllm",
+    engine="vllm",
+)
 VLLM_FULL = Case(
     key="vllm_full",
     name="peer_vllm_full",
     title="vLLM, full graphs",
     column="vllm_full",
     script="case5_tensorrt_llm.py --engine vllm-full",
+    engine="vllm",
 )
 SGLANG = Case(
-    key="sglang", name="peer_sglang", title="SGLang", column="sglang", script="case5_tensorrt_llm.py --engine sglang"
+    key="sglang",
+    name="peer_sglang",
+    title="SGLang",
+    column="sglang",
+    script="case5_tensorrt_llm.py --engine sglang",
+    engine="sglang",
 )
 SGLANG_FULL = Case(
     key="sglang_full",
@@ -141,6 +164,7 @@ SGLANG_FULL = Case(
     title="SGLang, full graphs",
     column="sglang_full",
     script="case5_tensorrt_llm.py --engine sglang-full",
+    engine="sglang",
 )
 TENSORRT_SINGLE = Case(
     key="case5_single",
@@ -148,6 +172,7 @@ TENSORRT_SINGLE = Case(
     title="TensorRT-LLM, single process",
     column="tensorrt_single",
     script="case5_tensorrt_llm.py --engine tensorrt-llm-single",
+    engine="tensorrt-llm",
 )
 
 PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM, VLLM_FULL, SGLANG, SGLANG_FULL)

@@ -8,7 +8,6 @@ the configuration, what the GPU spent) is in ``environment.json``.
 from __future__ import annotations
 
 import csv
-import fcntl
 import gzip
 import json
 import os
@@ -28,6 +27,7 @@ from hybridgraph.cases import CASES, PEERS
 from hybridgraph.contract import GRAPH_PATHS, SourceInfo
 from hybridgraph.errors import UserError
 from hybridgraph.system.files import write_atomically, writing
+from hybridgraph.system.locks import locked
 
 SUFFIXES = (*(f"_{phase}.csv" for phase in PHASES), "_samples.jsonl")
 
@@ -74,16 +74,8 @@ class ResultFiles:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Only one run of a case at a time writes here; raises UserError where another one does, or none can."""
-        with writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = (self.directory / f".{self.name}.lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another run of {self.name} is writing to {self.directory}") from None
-            except OSError as error:
-                raise UserError(f"{self.directory} cannot be locked: {error.strerror}") from None
+        busy = f"another run of {self.name} is writing to {self.directory}"
+        with locked(self.directory / f".{self.name}.lock", busy=busy):
             yield
 
     def set_aside(self) -> Path | None:

@@ -1,26 +1,25 @@
-"""The entry points behind the scripts: parse, build, run, close. Every mistake of a user's ends in one line here.
-
-python -m hybridgraph pair case4 --decode-tokens 64    # generator and client of one case
-python -m hybridgraph new-run --output-dir output                # sets aside what lies there
-python -m hybridgraph not-run case5_tensorrt_llm REASON --output-dir output
-"""
+"""The entry points behind the scripts: parse, build, run, close. Every mistake of a user's ends in one line here."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from hybridgraph.bench.directory import held_by_case
 from hybridgraph.bench.environment import record_not_run, run_id_of, why_ended
-from hybridgraph.bench.store import ResultFiles, set_all_aside
-from hybridgraph.cases import CASE2, CASE4, CASE4_FUSED, Case, variant
+from hybridgraph.bench.store import ResultFiles
+from hybridgraph.cases import CASE4, CASE4_FUSED, ENGINES, Case, variant
+from hybridgraph.cli import flags
 from hybridgraph.config import Config, parse_args
 from hybridgraph.errors import UserError, one_line
+from hybridgraph.machine.threads import wait_passively_on_cpu
 from hybridgraph.system.console import IMPORTING, OutputLost, guarded, printing, progress_bars, say
 from hybridgraph.system.signals import stop_signals_raise
+from hybridgraph.system.surroundings import require_docstrings
 
 if TYPE_CHECKING:
     from hybridgraph.contract import TokenSource
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 # torch is imported inside the functions below: a wrong flag is told at once, and a socket exists before a model does.
 
-PAIRS = {case.key: case for case in (CASE2, CASE4)}
+MAIN = str(Path(__file__).resolve().parents[1] / "__main__.py")
 INTERRUPTED = "interrupted: every finished row is on disk; --resume goes on from there"
 
 
@@ -41,12 +40,34 @@ def _description() -> str | None:
 
 @guarded(interrupted=INTERRUPTED)
 def run_case(case: Case, argv: Sequence[str] | None = None) -> int:
-    """Measure a case that runs in this process; returns the exit code."""
+    """Measure a case of one process, in this one or in one of its engine's environment; returns the exit code."""
+    return _run_single(parse_args(argv, description=_description()), case)
+
+
+@guarded(interrupted=INTERRUPTED)
+def run_case5(argv: Sequence[str] | None = None) -> int:
+    """Measure TensorRT-LLM, or the peer that ``--engine`` names; returns the exit code."""
     config = parse_args(argv, description=_description())
-    case = _measured(case, config)
-    with _reason_recorded(config, case), closing(_opened(config, case)) as source:
-        _measure(source, config, case)
+    return _run_single(config, variant(ENGINES[config.engine], config.forward))
+
+
+def _run_single(config: Config, case: Case) -> int:
+    from hybridgraph.sources.registry import measures_here, run_in_child
+
+    if here := measures_here(case):
+        case = _measured(case, config)
+    with stop_signals_raise(), _reason_recorded(config, case):
+        if not here:
+            return run_in_child(config, case)  # which is started with the same flags
+        with closing(_opened(config, case)) as source:
+            _measure(source, config, case)
     return 0
+
+
+def prepare(config: Config) -> None:
+    """Make this process fit to import torch; raises UserError where it cannot be."""
+    require_docstrings()
+    wait_passively_on_cpu(config.device)
 
 
 def _measured(case: Case, config: Config) -> Case:
@@ -58,10 +79,11 @@ def _measured(case: Case, config: Config) -> Case:
 
 
 def _opened(config: Config, case: Case) -> TokenSource:
-    with progress_bars(ticking=True) as bars:
-        bars(IMPORTING, 0, 1)
-        from hybridgraph.sources.build import open_source
+    from hybridgraph.sources.registry import open_source
+    from hybridgraph.sources.supervised import is_child
 
+    with progress_bars(ticking=True, shown=not is_child()) as bars:  # an engine's own messages would tear them apart
+        bars(IMPORTING, 0, 1)
         return open_source(config, case, bars)
 
 
@@ -71,6 +93,7 @@ def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = T
     config = parse_args(argv, description=_description(), measures=False)
     config = replace(config, async_capture=config.async_capture and background)
     case = variant(case, config.forward)
+    prepare(config)
     from hybridgraph.serving.server import serve as serve_engine
 
     def open_with_progress(tell: Callable[[str, int, int], None]) -> HybridEngine:
@@ -114,31 +137,14 @@ def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
 @guarded(interrupted=INTERRUPTED)
 def run_pair(case: Case, argv: Sequence[str]) -> int:
     """Start a case's generator, measure it from this process, and stop what was started."""
-    config = parse_args(argv, without=("socket",))
-    case = _measured(case, config)
+    config = flags.pair(argv)
+    served, case = case, _measured(case, config)
     from hybridgraph.serving.pair import generator_process
 
     with stop_signals_raise(), _reason_recorded(config, case):
         say(f"starting {case.generator}")
-        with generator_process(case.generator, argv) as path:
+        with generator_process(case.generator, [MAIN, "serve", served.key, *argv]) as path:
             _measure_generator(path, config, case)
-    return 0
-
-
-@guarded(interrupted=INTERRUPTED)
-def run_case5() -> int:
-    """Measure TensorRT-LLM, or the peer that ``--engine`` names; returns the exit code."""
-    config = parse_args(None, description=_description())  # the child is started with the same ones
-    from hybridgraph.sources.peers import case_of, measures_here, open_source, run_in_child
-
-    case = case_of(config)
-    if here := measures_here(case):
-        case = _measured(case, config)
-    with stop_signals_raise(), _reason_recorded(config, case, here=here):
-        if not here:
-            return run_in_child(config, case)
-        with closing(open_source(config, case)) as source:
-            _measure(source, config, case)
     return 0
 
 
@@ -196,20 +202,17 @@ def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferCl
 
 
 @contextmanager
-def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterator[None]:
+def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
     """Where a case cannot run, its column in the tables says why. What needs no model to be told is told first.
 
-    ``here``: the case is measured in this process, which alone writes its files until the block ends; otherwise it
-    leaves that to its child.
+    Until the block ends this process, with what it starts, is alone in writing the case's files.
     """
     files = ResultFiles(config.output_path, case.name)
-    with ExitStack() as holding:
-        holding.enter_context(files.held())
+    with held_by_case(files.directory), files.held():
         earlier = run_id_of(files.directory, files.name)  # fails now rather than after the measurement
-        if not here:
-            holding.close()
         try:
-            _require_prompt_file(config)
+            require_prompt_file(config)
+            prepare(config)
             yield
         except OutputLost:
             raise  # the case ran, and its rows are on disk
@@ -219,7 +222,8 @@ def _reason_recorded(config: Config, case: Case, *, here: bool = True) -> Iterat
             raise
 
 
-def _require_prompt_file(config: Config) -> None:
+def require_prompt_file(config: Config) -> None:
+    """Raise UserError where the file to cut prompts from cannot be read."""
     if config.prompt_file is not None:
         from hybridgraph.sources.prompt_file import read_text
 
@@ -240,53 +244,3 @@ def _record_reason(reason: str, files: ResultFiles, earlier: str, *, resumed: bo
     begun = latest != earlier
     if taken_up or begun or not files.exist():
         record_not_run(directory, name, reason, run_id=latest if taken_up or begun else "")
-
-
-@guarded(interrupted=INTERRUPTED)
-def _new_run(arguments: Sequence[str]) -> int:
-    config = parse_args(arguments)
-    _require_what_every_case_needs(config)
-    if not config.resume and (kept := set_all_aside(config.output_path)) is not None:
-        say(f"earlier results are kept in {kept}")
-    return 0
-
-
-def _require_what_every_case_needs(config: Config) -> None:
-    """Raise UserError for what would end each of the cases: told once, and before earlier results are set aside."""
-    _require_prompt_file(config)
-    with progress_bars(ticking=True) as bars:
-        bars(IMPORTING, 0, 1)
-        from hybridgraph.machine.device import existing_device
-        from hybridgraph.models.hub import numbers_of
-        from hybridgraph.sources.build import default_model
-
-        device = existing_device(config.device)
-        model = config.model or default_model(device)
-        bars("looking the model up", 0, 1)
-        limit = numbers_of(model, config.load_format).get("max_position_embeddings")
-    if isinstance(limit, int):
-        config.fitted(limit, model)
-
-
-@guarded(interrupted=INTERRUPTED)
-def _not_run(arguments: Sequence[str]) -> int:
-    if len(arguments) != 4 or arguments[2] != "--output-dir":
-        raise UserError("usage: python -m hybridgraph not-run CASE_NAME REASON --output-dir DIR")
-    name, reason, directory = arguments[0], arguments[1], Path(arguments[3])
-    run_id = run_id_of(directory, name)  # of this very run, or of the one it resumes: new-run sets others aside
-    if why_ended(directory, name) is None or not ResultFiles(directory, name).exist():  # else its end is known
-        record_not_run(directory, name, reason, run_id=run_id)
-    return 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """The commands of the shell scripts."""
-    if argv[:1] == ["pair"] and len(argv) > 1 and argv[1] in PAIRS:
-        return run_pair(PAIRS[argv[1]], argv[2:])
-    if argv[:1] == ["new-run"]:
-        return _new_run(argv[1:])
-    if argv[:1] == ["not-run"]:
-        return _not_run(argv[1:])
-    usage = "{pair {case2,case4} [FLAGS] | new-run [FLAGS] | not-run CASE_NAME REASON --output-dir DIR}"
-    say(f"usage: python -m hybridgraph {usage}")
-    return 2

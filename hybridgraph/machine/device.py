@@ -14,6 +14,7 @@ import torch
 from hybridgraph.errors import UserError
 from hybridgraph.machine.nvml import describe_gpu, number_gpus_as_nvml
 from hybridgraph.machine.provenance import versions
+from hybridgraph.machine.threads import WAIT_POLICY
 from hybridgraph.machine.timing import DeviceTimer
 from hybridgraph.roofline import Rates
 
@@ -59,6 +60,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "packages": versions(*PACKAGES),
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get(WAIT_POLICY),
         "cpu": {"name": _processor(), "threads": os.cpu_count(), "usable": len(os.sched_getaffinity(0))},
     }
     if device.type == "cuda":

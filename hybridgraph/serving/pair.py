@@ -15,31 +15,29 @@ from hybridgraph.serving.client import GeneratorLost, RequestFailed
 from hybridgraph.serving.ipc.address import fresh_socket_path, remove_left_behind, require_short
 from hybridgraph.system.processes import STOP_S, TOLD, Child, failure, started
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @contextmanager
-def generator_process(script: str, argv: Sequence[str]) -> Iterator[Path]:
-    """Start a generator of our own; yields where it listens, and ends it with the block.
+def generator_process(name: str, arguments: Sequence[str]) -> Iterator[Path]:
+    """Start a generator of our own, Python with ``arguments``; yields where it listens, and ends it with the block.
 
-    Raises UserError where it did not come to that, or was killed within the block.
+    Raises UserError, about ``name``, where it did not come to that, or was killed within the block.
     """
     path = fresh_socket_path()
     require_short(path)
-    command = [sys.executable, str(ROOT / script), *argv, "--socket", str(path)]
+    command = [sys.executable, *arguments, "--socket", str(path)]
     try:
-        with started(command, title=script, stdout=subprocess.PIPE) as child:
-            _await_listening(child, script)
+        with started(command, title=name, stdout=subprocess.PIPE) as child:
+            _await_listening(child, name)
             # Read to its end: a full pipe would stop the generator.
             Thread(target=deque, args=(child.stdout, 0), daemon=True).start()
-            with _failures_explained(child, script):
+            with _failures_explained(child, name):
                 yield path
     finally:
         remove_left_behind(path)
 
 
 @contextmanager
-def _failures_explained(child: Child, script: str) -> Iterator[None]:
+def _failures_explained(child: Child, name: str) -> Iterator[None]:
     """Of a generator that ends within the block, tell why; what it has told its user itself is not told again."""
     try:
         yield
@@ -50,12 +48,12 @@ def _failures_explained(child: Child, script: str) -> Iterator[None]:
         raise AlreadyTold(failed.reason) from None
     except GeneratorLost:
         if (code := child.wait(STOP_S)) is not None and code < 0:
-            raise UserError(f"the generator {script} {failure(code)}") from None
+            raise UserError(f"the generator {name} {failure(code)}") from None
         raise
 
 
-def _await_listening(child: Child, script: str) -> None:
+def _await_listening(child: Child, name: str) -> None:
     if not any(line.startswith("listening") for line in child.stdout):  # whatever else is printed there
         code = child.wait()
         ended = AlreadyTold if code == TOLD else UserError
-        raise ended(f"the generator {script} ended before it listened (exit code {code})")
+        raise ended(f"the generator {name} ended before it listened (exit code {code})")

@@ -1,4 +1,4 @@
-"""From a configuration to something that answers: the model, the engine, the source."""
+"""From a configuration to something that answers: the model, and the engine over it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import torch
 
-from hybridgraph.cases import CASE1, Case
+from hybridgraph.cases import Case
 from hybridgraph.config import Config, parse_lengths
-from hybridgraph.contract import SourceInfo, TokenSource
+from hybridgraph.contract import SourceInfo
 from hybridgraph.engine.engine import HybridEngine
 from hybridgraph.engine.settings import EngineOptions, fitting
 from hybridgraph.errors import UserError
 from hybridgraph.machine.device import describe, device_name, existing_device, measure_rates
 from hybridgraph.models.loading import LoadedModel, load_model
 from hybridgraph.models.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
-from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.system.console import OnProgress, nobody, say
 
 
@@ -84,11 +83,3 @@ def _precapture(config: Config, case: Case) -> Sequence[int]:
     if max(lengths) > config.positions:
         raise UserError(f"--precapture {config.precapture}: there are {config.positions} positions (--max-seq-len)")
     return lengths
-
-
-def open_source(config: Config, case: Case, progress: OnProgress = nobody) -> TokenSource:
-    """The source of a case that runs in one process."""
-    if case == CASE1:
-        loaded, info, _ = load(config, case, progress)
-        return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
-    return open_engine(config, case, progress)

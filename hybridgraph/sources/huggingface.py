@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from hybridgraph.cases import Case
+from hybridgraph.config import Config
 from hybridgraph.contract import Report, Request, SourceInfo, check_request
 from hybridgraph.errors import UserError
 from hybridgraph.machine.timing import DeviceTimer
 from hybridgraph.models.loading import LoadedModel
+from hybridgraph.sources.build import load
+from hybridgraph.system.console import OnProgress
+
+
+def open_generate(config: Config, case: Case, progress: OnProgress) -> HuggingFaceSource:
+    """Load the model that ``config`` means, on its device; raises UserError where it cannot."""
+    loaded, info, _ = load(config, case, progress)
+    return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))
 
 
 class HuggingFaceSource:

@@ -16,9 +16,10 @@ from hybridgraph.contract import Report, Request
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, open_outside, version_of
+from hybridgraph.system.console import OnProgress
 
 
-def open_sglang(config: Config, case: Case) -> OutsideSource[Any]:
+def open_sglang(config: Config, case: Case, progress: OnProgress) -> OutsideSource[Any]:
     """Start SGLang on the model of ``config``; raises UserError, in one line, where it cannot."""
     return open_outside(
         Sglang.name,

@@ -21,12 +21,13 @@ from hybridgraph.machine.driver import Gpu
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.outside import OutsideSource, explained, open_outside
+from hybridgraph.system.console import OnProgress
 
 NAME = "TensorRT-LLM"
 KV_FRACTION = 0.3  # of the memory that weights leave free: one request needs far less
 
 
-def open_tensorrt_llm(config: Config, case: Case) -> OutsideSource[Any]:
+def open_tensorrt_llm(config: Config, case: Case, progress: OnProgress) -> OutsideSource[Any]:
     """Start TensorRT-LLM on the model of ``config``, warmed up; raises UserError, in one line, where it cannot."""
 
     def start(checkpoint: Checkpoint, gpu: Gpu) -> TensorRTLLM:

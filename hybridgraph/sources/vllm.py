@@ -16,11 +16,12 @@ from hybridgraph.contract import Report, Request
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, open_outside, version_of
+from hybridgraph.system.console import OnProgress
 
 MEMORY_FRACTION = 0.9
 
 
-def open_vllm(config: Config, case: Case) -> OutsideSource[Any]:
+def open_vllm(config: Config, case: Case, progress: OnProgress) -> OutsideSource[Any]:
     """Start vLLM on the model of ``config``; raises UserError, in one line, where it cannot."""
     return open_outside(
         Vllm.name,

@@ -7,6 +7,7 @@ output, which may be closed, full, or read by someone who has seen enough.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from io import TextIOWrapper
 from typing import ParamSpec, TextIO
 
 from hybridgraph.errors import AlreadyTold, UserError, one_line
+from hybridgraph.system.signals import end_quietly, stop_signals_raise
+from hybridgraph.system.surroundings import broken_package, require_places
 
 IMPORTING = "importing torch"  # the first stage of whatever is opened
 
@@ -118,24 +121,39 @@ def guarded(*, interrupted: str) -> Callable[[Callable[_P, int]], Callable[_P, i
     def decorate(entry: Callable[_P, int]) -> Callable[_P, int]:
         @wraps(entry)
         def told(*args: _P.args, **kwargs: _P.kwargs) -> int:
+            received: list[int] = []
             try:
-                return entry(*args, **kwargs)
+                with stop_signals_raise(signal.SIGINT) as received:
+                    require_places()
+                    return entry(*args, **kwargs)
             except AlreadyTold:
                 return 2
-            except UserError as error:
-                say(f"error: {one_line(error)}")
-                return 2
-            except ModuleNotFoundError as error:
-                if (error.name or "hybridgraph").startswith("hybridgraph"):
+            except SystemExit:
+                end_quietly()
+                raise
+            except BaseException as error:
+                if received or isinstance(error, KeyboardInterrupt):  # or whatever a library has made of it
+                    say(interrupted)
+                    end_quietly()
+                    return 130
+                if (line := explained(error)) is None:
                     raise
-                say(f"error: {sys.executable} has no {error.name}: use .venv/bin/python, which the shell scripts make")
+                say(f"error: {line}")
                 return 2
-            except KeyboardInterrupt:
-                say(interrupted)
-                return 130
             finally:
                 end_saying()
 
         return told
 
     return decorate
+
+
+def explained(error: BaseException) -> str | None:
+    """The one line that tells a user of ``error``; None where it is a fault of this program."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    if (package := broken_package(error)) is not None:
+        return f"{package} cannot be imported: {one_line(error)}"
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "hybridgraph").startswith("hybridgraph"):
+        return f"{sys.executable} has no {error.name}: use .venv/bin/python, which the shell scripts make"
+    return None

@@ -1,10 +1,17 @@
-"""Locks between processes: files held with flock. What the holder starts holds them as well."""
+"""Locks between processes: files held with flock, and leases for where that does not reach.
+
+What the holder of a lock starts holds it as well. A lease also holds between hosts that share a file system whose
+locks they do not share: its file says who has it, and is touched every RENEWED_EVERY_S.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -13,6 +20,9 @@ from pathlib import Path
 from hybridgraph.errors import UserError
 
 INHERITED = "HYBRIDGRAPH_LOCKS"  # the descriptors of what a process's parent holds, such as 5,7
+
+RENEWED_EVERY_S = 1.0
+_WATCHED_S = 5.0  # how long a lease that nobody renews counts
 
 _own: list[int] = []
 
@@ -34,7 +44,8 @@ def locked(path: Path, *, busy: str, shared: bool = False) -> Iterator[None]:
         yield
         return
     try:
-        _take(descriptor, path, busy, shared)
+        if not _taken(descriptor, busy, shared):
+            raise UserError(f"{path.parent} is on a file system without locks: give a directory on another one")
         _own.append(descriptor)
         try:
             yield
@@ -74,13 +85,83 @@ def _opened(path: Path) -> int:
     return descriptor
 
 
-def _take(descriptor: int, path: Path, busy: str, shared: bool) -> None:
+def _taken(descriptor: int, busy: str, shared: bool) -> bool:
+    """Take the lock; False where this file system has none. Raises Busy where another process holds it."""
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(busy) from None
-    except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be locked ({error.strerror}): --output-dir names a directory on a file system "
-            "that has locks"
-        ) from None
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def leased(path: Path, *, busy: str) -> Iterator[None]:
+    """Hold ``path`` until the block ends, also against other hosts, and where there are no locks.
+
+    Raises Busy, with the text ``busy`` in which ``{}`` is who holds it, where another process does. What another host,
+    or a process beyond the reach of locks, has not renewed for seconds was left behind by one that is gone.
+    """
+    descriptor = _opened(path)
+    try:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        has_locks = _taken(descriptor, busy.format(holder or "another process"), shared=False)
+        if holder and not (has_locks and _boot() in holder) and _is_renewed(path):
+            raise Busy(busy.format(holder))
+        own = f"process {os.getpid()} on {platform.node()} (boot {_boot()})"
+        _write(descriptor, own)
+        if not has_locks:  # of two that came here at once, the second to write has it
+            time.sleep(RENEWED_EVERY_S)
+            if (holder := os.pread(descriptor, 200, 0).decode(errors="replace")) != own:
+                raise Busy(busy.format(holder))
+        with _renewing(descriptor):
+            yield
+        _write(descriptor, "")
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
+
+
+def _boot() -> str:
+    """What tells one running kernel from every other: only its processes see each other's locks for certain."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return platform.node()
+
+
+def _is_renewed(path: Path) -> bool:
+    """Watch whether somebody touches the file; no two hosts' clocks are compared."""
+    before = _touched_ns(path)
+    until = time.monotonic() + _WATCHED_S
+    while time.monotonic() < until:
+        time.sleep(RENEWED_EVERY_S / 4)
+        if _touched_ns(path) != before:
+            return True
+    return False
+
+
+def _touched_ns(path: Path) -> int:
+    with path.open("rb") as file:  # opened anew: a network file system remembers what it has told of an open one
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+@contextmanager
+def _renewing(descriptor: int) -> Iterator[None]:
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(RENEWED_EVERY_S):
+            os.utime(descriptor)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

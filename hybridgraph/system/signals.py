@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ class StopSignals:
             signal.signal(number, handler)
         self.wake.close()
         self._waker.close()
+        if self.received is not None:
+            end_quietly()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
@@ -68,24 +71,36 @@ class StopSignals:
 
 
 @contextmanager
-def stop_signals_raise(*numbers: int) -> Iterator[None]:
-    """Signals (by default SIGINT, SIGTERM and SIGHUP) end this process by an exception.
+def stop_signals_raise(*numbers: int) -> Iterator[list[int]]:
+    """Signals (by default SIGINT, SIGTERM and SIGHUP) end this process by an exception; yields those that came.
 
     So what it started is ended first. SIGINT raises KeyboardInterrupt, the others SystemExit. Those that are ignored
     stay ignored: SIGHUP under nohup, SIGINT of what a script has started in the background.
     """
+    received: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         if not _put_off(number, frame):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     numbers = numbers or (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = _handle([number for number in numbers if signal.getsignal(number) != signal.SIG_IGN], leave)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_quietly() -> None:
+    """Let this process end without a word more: it was told to stop, perhaps in the middle of an import.
+
+    What libraries then want to clean up at its end fails, and is nobody's to know. A further Ctrl-C ends it at once.
+    """
+    sys.unraisablehook = lambda unraisable: None
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _handle(numbers: Sequence[int], handler: _Handler) -> dict[int, Any]:

@@ -1,0 +1,163 @@
+"""The complete run: every case as a process of its own, in order, then the tables.
+
+python -m hybridgraph study --output-dir output
+
+It holds the output directory. A case that fails does not end the others: why it did not run is written down.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hybridgraph.bench.directory import held_by_complete_run
+from hybridgraph.bench.environment import record_not_run, run_id_of, why_ended
+from hybridgraph.bench.store import ResultFiles, set_all_aside
+from hybridgraph.cases import CASE5, CASES, Case
+from hybridgraph.cli import flags, setup
+from hybridgraph.cli.commands import MAIN, prepare, require_prompt_file
+from hybridgraph.errors import UserError, one_line
+from hybridgraph.system.console import IMPORTING, guarded, progress_bars, say
+from hybridgraph.system.processes import INTERRUPTED, TOLD, failure, started
+from hybridgraph.system.signals import stop_signals_raise
+
+STOPPED = "interrupted: what was measured is kept; --resume goes on from there"
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = ROOT / "generate_final_tables.py"
+
+
+@guarded(interrupted=STOPPED)
+def run_study(argv: Sequence[str]) -> int:
+    """Measure every case and print the tables; returns the exit code: 0, or 1 where a case failed."""
+    asked = flags.study(argv)
+    with held_by_complete_run(asked.config.output_path):
+        return CompleteRun(asked).run()
+
+
+@guarded(interrupted=STOPPED)
+def check(argv: Sequence[str]) -> int:
+    """Say in one line what would end each of the cases, such as a device that does not exist; returns the exit code."""
+    config = flags.study(argv).config
+    require_prompt_file(config)
+    prepare(config)
+    with progress_bars(ticking=True) as bars:
+        bars(IMPORTING, 0, 1)
+        from hybridgraph.machine.device import existing_device
+        from hybridgraph.models.hub import numbers_of
+        from hybridgraph.sources.build import default_model
+
+        device = existing_device(config.device)
+        model = config.model or default_model(device)
+        bars("looking the model up", 0, 1)
+        limit = numbers_of(model, config.load_format).get("max_position_embeddings")
+    if isinstance(limit, int):
+        config.fitted(limit, model)
+    return 0
+
+
+class CompleteRun:
+    """The steps of a complete run, and what failed of them."""
+
+    def __init__(self, asked: flags.Study) -> None:
+        self._asked = asked
+        self._directory = asked.config.output_path
+        self._failed: list[str] = []
+        self._told = False  # whether the step in flight has told its user of the interruption itself
+
+    def run(self) -> int:
+        """Run every step; returns the exit code."""
+        try:
+            with stop_signals_raise():
+                return self._run()
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if not self._told:
+                say(STOPPED)
+            return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
+
+    def _run(self) -> int:
+        if self._asked.with_tensorrt_llm:
+            foresee_tensorrt_llm()
+        if code := self._step("the check", MAIN, "check", *self._asked.flags):  # before earlier results are set aside
+            return code
+        if not self._asked.config.resume and (kept := set_all_aside(self._directory)) is not None:
+            say(f"earlier results are kept in {kept}")
+        for number, case in enumerate(CASES, start=1):
+            say(f"== {case.name}: case {number} of {len(CASES)}")
+            self._measure(case)
+        self._print_tables()
+        if self._failed:
+            say(f"failed: {' '.join(self._failed)}")
+        return int(bool(self._failed))
+
+    def _step(self, title: str, *arguments: str) -> int:
+        """Run Python with ``arguments`` to its end; returns its exit code. A second signal kills it."""
+        with started([sys.executable, *arguments], title=title, patience_s=None) as child:
+            try:
+                return child.wait() or 0
+            except (KeyboardInterrupt, SystemExit):
+                self._told = child.end(signal.SIGINT, patience_s=None) == INTERRUPTED
+                raise
+
+    def _measure(self, case: Case) -> None:
+        if case == CASE5:
+            if not self._asked.with_tensorrt_llm:
+                self._skip(case, f"not asked for: add {flags.WITH_TENSORRT}")
+                return
+            try:
+                setup.make_tensorrt_llm()
+            except UserError as error:
+                say(f"error: {one_line(error)}")
+                self._fail(case, one_line(error))
+                return
+        code = self._step(case.name, *arguments_of(case, self._asked.flags))
+        if code:
+            # With TOLD the case has said why, and written it down where it could.
+            self._fail(case, None if code == TOLD else failure(code))
+            say(f"{case.name} {failure(code)}; the other cases go on")
+
+    def _skip(self, case: Case, reason: str) -> None:
+        say(f"{case.name} is skipped, {reason}")
+        self._record(case, reason)
+
+    def _fail(self, case: Case, reason: str | None) -> None:
+        self._failed.append(case.name)
+        if reason is not None:
+            self._record(case, reason)
+
+    def _record(self, case: Case, reason: str) -> None:
+        """Write down why a case has no rows, or no more of them."""
+        try:
+            files = ResultFiles(self._directory, case.name)
+            if why_ended(self._directory, case.name) is None or not files.exist():  # else its end is known
+                # The run is this very one, or the one that it resumes: others were set aside.
+                run_id = run_id_of(self._directory, case.name)
+                record_not_run(self._directory, case.name, reason, run_id=run_id)
+        except UserError as error:
+            say(f"error: {one_line(error)}")
+            self._failed.append(f"{case.name}: reason not recorded")
+
+    def _print_tables(self) -> None:
+        """From whatever is in the output directory by now."""
+        as_json = ["--json"] if self._asked.config.json else []
+        if self._step("the tables", str(TABLES), f"--output-dir={self._asked.config.output_dir}", *as_json):
+            self._failed.append(TABLES.stem)
+
+
+def arguments_of(case: Case, own: Sequence[str]) -> list[str]:
+    """What Python is started with to run ``case``: a variant of another case is that one with a flag more."""
+    script, *more = case.script.split()
+    base = next(other for other in CASES if other.script == script) if more else case
+    return [MAIN, "case", base.key, *own, *more]
+
+
+def foresee_tensorrt_llm() -> None:
+    """Say before anything is measured that Case 5 cannot be."""
+    if not os.environ.get("HYBRIDGRAPH_TRTLLM_PYTHON"):
+        try:
+            setup.tensorrt_llm_base()
+        except UserError as error:
+            say(f"error: {one_line(error)}")
+            say("so case5_tensorrt_llm will fail; the other cases are measured")
