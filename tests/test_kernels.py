@@ -23,14 +23,16 @@ from hybridgraph.kernels.reference import ReferenceKernels
 pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from hybridgraph.engine.ops import native
-from hybridgraph.kernels import portable as triton_kernels
 from hybridgraph.kernels import sampling
-from hybridgraph.kernels.portable import TritonKernels, gemv_blocks
+from hybridgraph.kernels.heuristics import Blocks, GemvBlock, next_power_of_2
+from hybridgraph.kernels.portable import TritonKernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 POSITIONS = 100
 EPS = 1e-5
+# In the interpreter programs run one after the other: few of them.
+BLOCKS = Blocks() if DEVICE.type == "cuda" else Blocks(attention_programs=16)
 LENGTHS = [1, 16, 17, 70]  # around the blocks of attention: 16 queries, then 64
 
 # (query heads, key heads, head size, norms of heads): one of each kind that the kernels have code for.
@@ -65,7 +67,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def same(name: str, *values: Any, **named: Any) -> tuple[Tensor, Tensor]:
     """What kernel ``name`` answers in Triton, and in plain PyTorch from the same numbers in float32."""
     plain = getattr(ReferenceKernels(), name)(*map(wide, values), **{key: wide(value) for key, value in named.items()})
-    return getattr(TritonKernels(), name)(*values, **named), plain
+    return getattr(TritonKernels(BLOCKS), name)(*values, **named), plain
 
 
 @pytest.fixture(params=HEADS, ids=lambda heads: "-".join(map(str, heads)))
@@ -89,12 +91,6 @@ def attention(request: pytest.FixtureRequest) -> Attention:
     )
 
 
-@pytest.fixture(autouse=True)
-def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    if DEVICE.type == "cpu":  # where programs run one after the other
-        monkeypatch.setattr(triton_kernels, "ATTENTION_PROGRAMS", 16)
-
-
 def plain_norms(norms: HeadNorms) -> HeadNorms:
     return HeadNorms(wide(norms.query), wide(norms.key))
 
@@ -115,7 +111,7 @@ def test_norms(width: int) -> None:
 def test_swiglu(width: int) -> None:
     gate_up = rows(randint(1, 20), 2 * width) * 3
     gate, up = gate_up.float().chunk(2, dim=-1)
-    assert_close(TritonKernels().swiglu(gate_up), F.silu(gate) * up)
+    assert_close(TritonKernels(BLOCKS).swiglu(gate_up), F.silu(gate) * up)
 
 
 @pytest.mark.parametrize("splits", [1, 3])
@@ -123,7 +119,7 @@ def test_partial_sums_are_added_and_normed(splits: int) -> None:
     hidden, weight = rows(randint(1, 20), 1000), rows(1000)
     partial = rows(splits, *hidden.shape)
     expected = hidden.float() + partial.float().sum(0)
-    normed = TritonKernels().add_norm(hidden, partial, weight, EPS)
+    normed = TritonKernels(BLOCKS).add_norm(hidden, partial, weight, EPS)
     assert_close(hidden, expected)
     assert_close(normed, ReferenceKernels().norm(expected, weight.float(), EPS))
 
@@ -135,7 +131,7 @@ def test_one_row_products(num_rows: int, width: int) -> None:
     assert_close(*same("one_row_linear", row, norm, EPS, weight, rows(num_rows)))
     hidden = rows(1, num_rows)
     expected = hidden.float() + row.float() @ weight.float().T
-    TritonKernels().one_row_add(hidden, row, weight)
+    TritonKernels(BLOCKS).one_row_add(hidden, row, weight)
     assert_close(hidden, expected)
 
 
@@ -163,13 +159,13 @@ def test_prompt_attention(attention: Attention, length: int, in_pieces: bool, sp
     for slots in (attention.triton.keys, attention.triton.values):
         slots[:, before:] = torch.nan
     plain = stored_plainly(partial, start, attention)
-    queries = TritonKernels().rotate_store(partial, start, heads, norms, attention.triton)
+    queries = TritonKernels(BLOCKS).rotate_store(partial, start, heads, norms, attention.triton)
     assert_close(queries[:, : heads.query_width], plain[:, : heads.query_width])
     assert_close(attention.triton.keys[:, :end], attention.plain.keys[:, :end])
     assert_close(attention.triton.values[:, :end], attention.plain.values[:, :end])
     assert attention.triton.keys[:, end:].isnan().all(), "nothing is written behind the prompt"
     assert_close(
-        TritonKernels().attend(queries, start, heads, attention.triton),
+        TritonKernels(BLOCKS).attend(queries, start, heads, attention.triton),
         ReferenceKernels().attend(plain, start, heads, attention.plain),
     )
 
@@ -179,7 +175,7 @@ def test_keys_and_values_alone_are_stored(attention: Attention) -> None:
     partial = rows(2, attention.length, 2 * heads.num_kv_heads * heads.head_dim)
     start = torch.zeros(1, dtype=torch.long, device=DEVICE)
     stored_plainly(partial, start, attention)
-    TritonKernels().rotate_store(partial, start, heads, norms, attention.triton)
+    TritonKernels(BLOCKS).rotate_store(partial, start, heads, norms, attention.triton)
     for stored, plain in (
         (attention.triton.keys, attention.plain.keys),
         (attention.triton.values, attention.plain.values),
@@ -192,7 +188,7 @@ def test_one_row_attention(attention: Attention, store: bool) -> None:
     heads, norms = attention.heads, attention.norms
     row = rows(1, (heads.num_heads + (2 * heads.num_kv_heads if store else 0)) * heads.head_dim)
     position = torch.tensor([attention.length if store else attention.length - 1], device=DEVICE)
-    actual = TritonKernels().one_row_attend(row, position, heads, norms, attention.triton, store=store)
+    actual = TritonKernels(BLOCKS).one_row_attend(row, position, heads, norms, attention.triton, store=store)
     expected = ReferenceKernels().one_row_attend(
         row.float(), position, heads, plain_norms(norms), attention.plain, store=store
     )
@@ -208,7 +204,7 @@ def test_the_whole_forward(name: str, tmp_path: Path) -> None:
     ids = torch.randint(500, (first + length + 5,), device=DEVICE)
     zero, start, last = (torch.tensor([at], device=DEVICE) for at in (0, first, first + length - 1))
     answers = []
-    for kernels in (TritonKernels(), ReferenceKernels()):
+    for kernels in (TritonKernels(BLOCKS), ReferenceKernels()):
         forward = FusedForward(model, kernels)
         cache, logits = forward.allocate_cache(64), torch.empty(500, dtype=torch.float16, device=DEVICE)
         forward.prefill(ids, first, zero, start - 1, cache, logits)
@@ -268,12 +264,20 @@ def test_logits_without_meaning_still_choose_an_id(value: float) -> None:
     assert 0 <= chosen(sampling.launch_greedy, logits) < 200
 
 
-def test_one_row_blocks_are_those_that_were_measured_best_for_each_matrix_of_llama_2_7b() -> None:
-    assert gemv_blocks(num_rows=12288, width=4096, swiglu=False) == (4, 2048, 8)  # query, key and value
-    assert gemv_blocks(num_rows=4096, width=4096, swiglu=False) == (2, 2048, 4)  # attention's output
-    assert gemv_blocks(num_rows=11008, width=4096, swiglu=True) == (1, 1024, 4)  # gate and up
-    assert gemv_blocks(num_rows=4096, width=11008, swiglu=False) == (4, 1024, 4)  # down
-    assert gemv_blocks(num_rows=32000, width=4096, swiglu=False) == (4, 2048, 8)  # the output projection
+def test_gemv_blocks_are_those_that_were_measured_best_for_each_matrix_of_llama_2_7b() -> None:
+    gemv = Blocks().gemv
+    assert gemv(num_rows=12288, width=4096, swiglu=False) == GemvBlock(4, 2048, 8)  # query, key and value
+    assert gemv(num_rows=4096, width=4096, swiglu=False) == GemvBlock(2, 2048, 4)  # attention's output
+    assert gemv(num_rows=11008, width=4096, swiglu=True) == GemvBlock(1, 1024, 4)  # gate and up
+    assert gemv(num_rows=4096, width=11008, swiglu=False) == GemvBlock(4, 1024, 4)  # down
+    assert gemv(num_rows=32000, width=4096, swiglu=False) == GemvBlock(4, 2048, 8)  # the output projection
+    assert gemv(num_rows=30, width=48, swiglu=False) == GemvBlock(2, 64, 4), "no step is longer than a row"
+
+
+def test_next_power_of_2_is_tritons() -> None:
+    import triton
+
+    assert all(next_power_of_2(n) == triton.next_power_of_2(n) for n in range(5000))
 
 
 def test_every_kernel_compiles_for_hopper_with_overlapping_launches(tmp_path: Path) -> None:
@@ -283,6 +287,6 @@ def test_every_kernel_compiles_for_hopper_with_overlapping_launches(tmp_path: Pa
     script = str(Path(__file__).with_name("compile_for_hopper.py"))
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    kernels = [*Path(triton_kernels.__file__).parent.glob("*.py"), Path(sampling.__file__)]
+    kernels = Path(sampling.__file__).parent.glob("*.py")
     written = {name for path in kernels for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)}
     assert set(run.stdout.split()) == written

@@ -1,8 +1,4 @@
-"""The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's GEMMs.
-
-Block shapes are fixed, chosen by measurement on one H200 (README.md beside this): nothing is tuned at
-run time, so nothing can be tuned inside a capture.
-"""
+"""The fused forward's kernels on an NVIDIA GPU: Triton around cuBLAS's GEMMs."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from torch import Tensor
 
 from hybridgraph.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
 from hybridgraph.kernels.gemv import gemv_kernel
+from hybridgraph.kernels.heuristics import Blocks
 from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots
 from hybridgraph.kernels.rowwise import (
     add_norm_kernel,
@@ -27,11 +24,6 @@ from hybridgraph.kernels.rowwise import (
 )
 
 LOG2_E = math.log2(math.e)
-# Programs that one-row attention aims at: two for each multiprocessor of the chips it was tuned for.
-ATTENTION_PROGRAMS = 256
-MOST_SPLITS = 32  # of its context: more take longer to combine
-ROTATE_BLOCK = (8, 4)  # heads of a program, warps
-SWIGLU_BLOCK = (1024, 4)  # columns of a program, warps
 
 
 class TritonKernels:
@@ -40,8 +32,9 @@ class TritonKernels:
     name = "triton"
     reads_masked = False
 
-    def __init__(self, *, overlap: bool | None = None) -> None:
+    def __init__(self, blocks: Blocks | None = None, *, overlap: bool | None = None) -> None:
         """``overlap``: programmatic dependent launch, where the chip has it (None)."""
+        self._blocks = blocks or Blocks()
         has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
         self._overlap = has_overlap if overlap is None else overlap
 
@@ -60,7 +53,7 @@ class TritonKernels:
             (ids, start, table, weight, hidden, normed, eps),
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
-            num_warps=_row_warps(width),
+            num_warps=self._blocks.row_warps(width),
         )
         return hidden, normed
 
@@ -73,7 +66,7 @@ class TritonKernels:
             (hidden, weight, out, eps),
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
-            num_warps=_row_warps(width),
+            num_warps=self._blocks.row_warps(width),
         )
         return out
 
@@ -95,8 +88,7 @@ class TritonKernels:
             WIDTH=width,
             SPLITS=splits,
             BLOCK=triton.next_power_of_2(width),
-            # As few registers as let a block of the next GEMM start beside it, which needs more of them for more rows.
-            num_warps=_row_warps(width) if rows <= 128 else 4,
+            num_warps=self._blocks.row_warps(width, rows),
         )
         return out
 
@@ -106,7 +98,7 @@ class TritonKernels:
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
         splits, rows, width = qkv.shape
         num_queries = width // heads.head_dim - 2 * heads.num_kv_heads
-        block_rows, block_heads, warps = rotate_blocks(num_queries, heads.num_kv_heads, splits)
+        block_rows, block_heads, warps = self._blocks.rotate(num_queries, heads.num_kv_heads, splits)
         half = heads.head_dim // 2
         query_norm, key_norm = _norms(norms, slots)
         self._launch(
@@ -140,10 +132,10 @@ class TritonKernels:
     def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
         length = queries.shape[0]
         out = queries.new_empty(length, heads.query_width)
-        block_m, block_n, warps, stages = attend_blocks(length)
+        block = self._blocks.attend(length)
         self._launch(
             attend_kernel,
-            (heads.num_heads, triton.cdiv(length, block_m)),
+            (heads.num_heads, triton.cdiv(length, block.queries)),
             (queries, start, slots.keys, slots.values, out, length),
             query_stride=queries.stride(0),
             out_stride=out.stride(0),
@@ -152,19 +144,19 @@ class TritonKernels:
             GROUP=heads.num_heads // heads.num_kv_heads,
             DIM=heads.head_dim,
             BLOCK_DIM=_block_dim(heads),
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=warps,
-            num_stages=stages,
+            BLOCK_M=block.queries,
+            BLOCK_N=block.keys,
+            num_warps=block.warps,
+            num_stages=block.stages,
         )
         return out
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, width)
-        block, warps = SWIGLU_BLOCK
+        block = self._blocks.swiglu_columns
         grid = (rows, triton.cdiv(width, block))
-        self._launch(swiglu_kernel, grid, (gate_up, out), WIDTH=width, BLOCK=block, num_warps=warps)
+        self._launch(swiglu_kernel, grid, (gate_up, out), WIDTH=width, BLOCK=block, num_warps=4)
         return out
 
     def one_row_linear(
@@ -185,7 +177,7 @@ class TritonKernels:
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
     ) -> Tensor:
-        splits = max(1, min(MOST_SPLITS, triton.next_power_of_2(ATTENTION_PROGRAMS // heads.num_kv_heads)))
+        splits = self._blocks.one_row_splits(heads.num_kv_heads)
         partial = torch.empty(heads.num_heads, splits, heads.head_dim, dtype=torch.float32, device=qkv.device)
         summary = torch.empty(heads.num_heads, splits, 2, dtype=torch.float32, device=qkv.device)
         query_norm, key_norm = _norms(norms, slots)
@@ -225,53 +217,25 @@ class TritonKernels:
     ) -> None:
         width = weight.shape[1]
         num_rows = out.shape[1]
-        block_n, block_k, warps = gemv_blocks(num_rows=num_rows, width=width, swiglu=swiglu)
+        block = self._blocks.gemv(num_rows=num_rows, width=width, swiglu=swiglu)
         self._launch(
             gemv_kernel,
-            (triton.cdiv(num_rows, block_n),),
+            (triton.cdiv(num_rows, block.rows),),
             (row, weight, weight if norm is None else norm, weight if bias is None else bias, out, eps, num_rows),
             WIDTH=width,
             NORM=norm is not None,
             BIAS=bias is not None,
             SWIGLU=swiglu,
             ADD=add,
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            num_warps=warps,
+            BLOCK_N=block.rows,
+            BLOCK_K=block.columns,
+            num_warps=block.warps,
         )
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], tensors: tuple[Any, ...], **numbers: Any) -> None:
         if self._overlap:
             numbers["launch_pdl"] = True
         kernel[grid](*tensors, PDL=self._overlap, **numbers)
-
-
-def rotate_blocks(num_queries: int, num_keys: int, splits: int) -> tuple[int, int, int]:
-    """(rows of a program, heads of each, warps) of the rotation; of one row where there are sums to add."""
-    together, warps = ROTATE_BLOCK
-    heads = math.gcd(num_queries, num_keys, together)
-    rows = together // heads if splits == 1 else 1
-    return rows, heads, warps if rows * heads == together else 1
-
-
-def attend_blocks(length: int) -> tuple[int, int, int, int]:
-    """(queries of a program, keys of a step, warps, pipeline stages) of prefill attention."""
-    return (64, 64, 4, 3 if length > 300 else 2) if length > 16 else (16, 32, 4, 2)
-
-
-def gemv_blocks(*, num_rows: int, width: int, swiglu: bool) -> tuple[int, int, int]:
-    """(rows of a program, columns of a step, warps) of one row times a matrix [num_rows, width]."""
-    if swiglu:
-        rows, columns, warps = 1, 1024, 4
-    elif width > 8192:
-        rows, columns, warps = 4, 1024, 4
-    else:
-        rows, columns, warps = (2, 2048, 4) if num_rows <= 4096 else (4, 2048, 8)
-    return rows, min(columns, max(16, triton.next_power_of_2(width))), warps
-
-
-def _row_warps(width: int) -> int:
-    return 8 if width >= 2048 else 4
 
 
 def _block_dim(heads: Heads) -> int:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
+from hybridgraph.kernels.heuristics import limits_on
 from hybridgraph.kernels.protocol import Kernels
 
 
@@ -20,7 +21,7 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels:
 
         return ReferenceKernels()
     if torch.cuda.get_device_capability(device) == (9, 0) and find_spec("cuda") and find_spec("cuda.bindings"):
-        from hybridgraph.kernels.hopper.kernels import HopperKernels, limits_on
+        from hybridgraph.kernels.hopper.kernels import HopperKernels
 
         return HopperKernels(limits_on(torch.cuda.get_device_name(device)))
     from hybridgraph.kernels.portable import TritonKernels

@@ -10,16 +10,10 @@
 // CLUSTER blocks share their loads of the tokens: each loads a part for all of them. Without that the traffic from
 // the L2 cache, not memory or the tensor cores, sets the pace.
 //
-// Compiled by NVRTC for one shape (gemm.py), which defines the names in capitals and the functions pack()
-// and multiply().
+// Compiled by NVRTC for one shape (gemm.py), which defines the names in capitals, and wgmma<>() for ACROSS tokens and
+// for what is left of TOKENS behind a multiple of ACROSS.
 
-using u16 = unsigned short;  // an element, as bits
-using u32 = unsigned int;
-using u64 = unsigned long long;
-
-struct alignas(64) TensorMap {
-    u64 opaque[16];
-};
+#include "ptx.cuh"
 
 constexpr int ROW_BYTES = 2 * BLOCK_K;  // of a stage: 128, the row of a swizzled tile
 constexpr int UNIT_BYTES = 64 * ROW_BYTES;
@@ -28,82 +22,6 @@ constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;  // one block's part of the to
 constexpr int EVEN_SHARE = 512 / (WARPGROUPS + 1) / 8 * 8;  // registers of a thread, given out in eights
 constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > EVEN_SHARE;
 constexpr int PRODUCER_SHARE = 32, CONSUMER_SHARE = (EVEN_SHARE * (WARPGROUPS + 1) - PRODUCER_SHARE) / WARPGROUPS / 8 * 8;
-constexpr u64 EVICT_FIRST = 0x12F0000000000000, EVICT_LAST = 0x14F0000000000000;  // cache policies
-
-__device__ __forceinline__ u32 shared_address(const void* pointer) {
-    return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ __forceinline__ void init_barrier(u32 barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void expect_bytes(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void wait_for_phase(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// Arrive at the same barrier of a block of the cluster.
-__device__ __forceinline__ void arrive_at(u32 barrier, u32 block) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-        "}" ::"r"(barrier), "r"(block) : "memory");
-}
-
-__device__ __forceinline__ u32 cluster_rank() {
-    u32 rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-// Relaxed: only barriers that were initialized before are seen behind cluster_wait(), which is quicker.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
-
-__device__ __forceinline__ void wait_for_kernels_in_front() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-// 64 columns of one unit.
-__device__ __forceinline__ void load_unit(u32 target, const TensorMap& weights, u32 barrier, int column, int unit) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-        " [%0], [%1, {%2, %3, %3, %4}], [%5], %6;" ::"r"(target), "l"(&weights), "r"(column), "r"(0), "r"(4 * unit),
-        "r"(barrier), "l"(EVICT_FIRST) : "memory");
-}
-
-// 64 columns of BOX_TOKENS tokens, to the same place in every block of the cluster.
-__device__ __forceinline__ void load_tokens(u32 target, const TensorMap& tokens, u32 barrier, int column, int token) {
-    if constexpr (CLUSTER > 1)
-        asm volatile(
-            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-            ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(target), "l"(&tokens), "r"(column),
-            "r"(token), "r"(barrier), "h"(u16((1 << CLUSTER) - 1)), "l"(EVICT_LAST) : "memory");
-    else
-        asm volatile(
-            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-            " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target), "l"(&tokens), "r"(column), "r"(token), "r"(barrier),
-            "l"(EVICT_LAST) : "memory");
-}
-
-// The wgmma descriptor of a tile whose rows are 128 bytes, swizzled over 8 of them (PTX ISA, matrix descriptor).
-__device__ __forceinline__ u64 descriptor(u32 tile) {
-    return (u64{1} << 62) | (u64{1024 >> 4} << 32) | (u64{1} << 16) | ((tile & 0x3FFFF) >> 4);
-}
 
 struct Ring {
     u32 tiles, full, empty;  // shared addresses; full and empty: one barrier a stage
@@ -123,14 +41,14 @@ struct Producer {
         expect_bytes(ring.full + 8 * stage, STAGE_BYTES);
 #pragma unroll
         for (int u = 0; u < WARPGROUPS; u++)
-            load_unit(
+            copy_box_4d(
                 ring.units(stage) + u * UNIT_BYTES, weights, ring.full + 8 * stage, (first_step + step) * BLOCK_K,
-                blockIdx.x * WARPGROUPS + u);
+                4 * (blockIdx.x * WARPGROUPS + u));
     }
 
     __device__ void load_tokens(int step) const {
         const int stage = step % STAGES, rank = cluster_rank();
-        ::load_tokens(
+        copy_box_2d<CLUSTER>(
             ring.tokens(stage) + rank * BOX_BYTES, tokens, ring.full + 8 * stage, (first_step + step) * BLOCK_K,
             rank * BOX_TOKENS);
     }
@@ -151,27 +69,37 @@ struct Producer {
     }
 };
 
+// A unit's sums over 16 columns, whose rows of 128 bytes a descriptor counts in steps of 16.
+__device__ __forceinline__ void multiply(float (&sums)[TOKENS / 2], u64 unit, u64 tokens, int accumulate) {
+    constexpr int WHOLE = TOKENS / ACROSS * ACROSS;
+#pragma unroll
+    for (int first = 0; first < WHOLE; first += ACROSS)
+        wgmma<ACROSS>(sums + first / 2, unit, tokens + first * ROW_BYTES / 16, accumulate);
+    if constexpr (WHOLE < TOKENS)
+        wgmma<TOKENS - WHOLE>(sums + WHOLE / 2, unit, tokens + WHOLE * ROW_BYTES / 16, accumulate);
+}
+
 // One warpgroup: its unit's sums over `steps` stages.
 __device__ __forceinline__ void mainloop(float (&sums)[TOKENS / 2], const Ring& ring, int warpgroup, int steps) {
     for (int step = 0; step < steps; step++) {
         const int stage = step % STAGES;
         wait_for_phase(ring.full + 8 * stage, step / STAGES % 2);
         const u64 a = descriptor(ring.units(stage) + warpgroup * UNIT_BYTES), b = descriptor(ring.tokens(stage));
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < BLOCK_K / 16; k++) multiply(sums, a + 2 * k, b + 2 * k, step + k > 0);
-        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;" ::: "memory");
+        wgmma_commit();
+        wgmma_wait<1>();
         // The stage before has been read: tell every block that writes into it.
         const int index = threadIdx.x % 128;
         if (step > 0 && index < CLUSTER) arrive_at(ring.empty + 8 * ((step - 1) % STAGES), index);
     }
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    wgmma_wait<0>();
 }
 
 // An 8 x 8 block as wgmma leaves it (a thread has one weight row and two tokens), written token by token.
 __device__ __forceinline__ void store_block(u16* target, int stride, int tokens_left, float first, float second) {
-    u32 packed = pack(first, second);
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(packed));
+    const u32 packed = transposed(pack(first, second));
     const int lane = threadIdx.x % 32, token = lane / 4;
     if (token < tokens_left) *reinterpret_cast<u32*>(target + token * stride + 2 * (lane % 4)) = packed;
 }
@@ -225,20 +153,20 @@ extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) gemm(
             init_barrier(ring.full + 8 * stage, 1);
             init_barrier(ring.empty + 8 * stage, WARPGROUPS * CLUSTER);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+        publish_barriers();
         producer.begin();
     }
     cluster_arrive_relaxed();
     cluster_wait();
-    asm volatile("griddepcontrol.launch_dependents;");
+    let_next_kernel_launch();
     const int warpgroup = (int)threadIdx.x / 128 - 1;
     if (warpgroup < 0) {
-        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_SHARE));
+        if constexpr (UNEVEN_SHARES) give_registers<PRODUCER_SHARE>();
         if (threadIdx.x == 0) producer.run();
         __syncwarp();
         cluster_arrive();
     } else {
-        if constexpr (UNEVEN_SHARES) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_SHARE));
+        if constexpr (UNEVEN_SHARES) take_registers<CONSUMER_SHARE>();
         float sums[TOKENS / 2];
         mainloop(sums, ring, warpgroup, steps);
         cluster_arrive();  // before the epilogue: to say so only behind it would wait for what it stores

@@ -1,35 +1,27 @@
-"""Builds and launches ``gemm.cu``: a weight matrix times the rows of a prompt, on Hopper.
-
-NVRTC, which torch's CUDA builds bring, compiles it for one shape at a time, in 0.1 to 0.5 s; Triton's cache
-on disk keeps what it made.
-"""
+"""Builds and launches ``gemm.cu``: a weight matrix times the rows of a prompt, on Hopper."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hybridgraph.kernels.heuristics import COARSE_TOKENS, MAX_STAGES, MOST_ACROSS, SHARING_TOKENS
+from hybridgraph.kernels.hopper import nvrtc
+from hybridgraph.kernels.hopper.nvrtc import Launch, Program, check
+
 Epilogue = Literal["store_swiglu", "store_partial"]
 
-SOURCE = Path(__file__).with_name("gemm.cu")
-ARCHITECTURE = "sm_90a"
 UNIT = 64  # weight rows of one warpgroup
 BLOCK_K = 64  # columns of one stage
 RING_BYTES = 224 * 1024  # of the 227 KiB that a block may have; the rest is its alignment and the barriers'
-MAX_STAGES = 12
-MOST_ACROSS = 200  # tokens of one wgmma: a thread's sums must fit the registers that it starts with
-_ARGUMENT_TYPES = (None, None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int)
+ELEMENTS = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,13 @@ class Tile:
         return self.stages * self.stage_bytes + 1024
 
 
+def tile_for(num_tokens: int, warpgroups: int) -> Tile:
+    """The tile of blocks of ``warpgroups`` that compute all of ``num_tokens``."""
+    step = 16 if num_tokens <= COARSE_TOKENS else 8
+    tokens = math.ceil(num_tokens / step) * step
+    return Tile(warpgroups, tokens, 2 if tokens >= SHARING_TOKENS else 1)
+
+
 @dataclass(frozen=True)
 class Gemm:
     """One GEMM's launch: ``rows`` [n, k] times ``weight`` [m, k] transposed, and what follows it.
@@ -72,146 +71,65 @@ class Gemm:
 
     def __call__(self, rows: Tensor, weight: Tensor, out: Tensor, *, overlap: bool) -> None:
         """Launch on the current stream, ``overlap``: before the kernel in front has ended. Raises RuntimeError."""
-        from cuda.bindings import driver
-
         tile = self.tile
         num_tokens, columns = rows.shape
         blocks = math.ceil(math.ceil(weight.shape[0] / UNIT) / tile.warpgroups)
         box = (BLOCK_K, tile.box_tokens)
-        values = (
-            _weight_map(weight.data_ptr(), weight.shape, weight.dtype, self.epilogue == "store_swiglu"),
-            _tensor_map(rows.data_ptr(), rows.dtype, (columns, num_tokens), (rows.stride(0),), box),
-            out.data_ptr(),
-            num_tokens,
-            out.shape[-1],
-            math.ceil(columns / BLOCK_K),
+        arguments = (
+            (_weight_map(weight.data_ptr(), weight.shape, weight.dtype, self.epilogue == "store_swiglu"), None),
+            (_tensor_map(rows.data_ptr(), rows.dtype, (columns, num_tokens), (rows.stride(0),), box), None),
+            (out.data_ptr(), ctypes.c_void_p),
+            (num_tokens, ctypes.c_int),
+            (out.shape[-1], ctypes.c_int),
+            (math.ceil(columns / BLOCK_K), ctypes.c_int),
         )
-        config = driver.CUlaunchConfig()
-        config.gridDimX = math.ceil(blocks / tile.cluster) * tile.cluster
-        config.gridDimY, config.gridDimZ = self.splits, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = 128 * (tile.warpgroups + 1), 1, 1
-        config.sharedMemBytes = tile.shared_bytes
-        config.hStream = torch.cuda.current_stream(rows.device).cuda_stream
-        config.attrs = _attributes(tile.cluster, overlap)
-        config.numAttrs = len(config.attrs)
-        kernel = _kernel(self.epilogue, tile, rows.dtype, rows.device.index)
-        _check(driver.cuLaunchKernelEx(config, kernel, (values, _ARGUMENT_TYPES), 0))
+        how = Launch(
+            grid=(math.ceil(blocks / tile.cluster) * tile.cluster, self.splits),
+            threads=128 * (tile.warpgroups + 1),
+            shared_bytes=tile.shared_bytes,
+            cluster=tile.cluster,
+            overlap=overlap,
+        )
+        nvrtc.launch(program_of(self.epilogue, tile, rows.dtype), how, rows.device, *arguments)
 
 
 def compile_together(gemms: Iterable[Gemm], dtype: torch.dtype) -> None:
-    """Compile what is not in the cache yet, on every core."""
-    kernels = {(gemm.epilogue, gemm.tile) for gemm in gemms}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for compiling in [threads.submit(_cached, epilogue, tile, dtype) for epilogue, tile in kernels]:
-            compiling.result()
-
-
-def compile_gemm(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
-    """The machine code of one shape; raises RuntimeError with the compiler's log, also where registers ran out.
-
-    Such a kernel would run, but the tensor cores' instructions one after another: several times as long.
-    """
-    from cuda.bindings import nvrtc
-
-    text = _prelude(epilogue, tile, dtype) + SOURCE.read_text()
-    (program,) = _check(nvrtc.nvrtcCreateProgram(text.encode(), SOURCE.name.encode(), 0, [], []))
-    options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17"]
-    failed = int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) != 0
-    log = _filled(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode()
-    if failed or "wgmma.mma_async instructions are serialized" in log:
-        raise RuntimeError(f"{SOURCE.name}: {log}")
-    code = _filled(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
-    _check(nvrtc.nvrtcDestroyProgram(program))
-    return code
-
-
-def _filled(program: Any, size_of: Callable[[Any], Any], fill: Callable[..., Any]) -> bytes:
-    (size,) = _check(size_of(program))
-    buffer = bytearray(size)  # never bytes: NVRTC writes into it, and Python shares those of length 1
-    _check(fill(program, buffer))
-    return bytes(buffer)
-
-
-def _prelude(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> str:
-    """What ``gemm.cu`` leaves open: sizes, the element type, and the one instruction that spells its shape out."""
-    element = {torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
-    pieces = math.ceil(tile.tokens / MOST_ACROSS)
-    across = math.ceil(tile.tokens / 8 / pieces) * 8
-    multiplications = "".join(
-        _multiplication(first, min(across, tile.tokens - first), element) for first in range(0, tile.tokens, across)
-    )
-    return f"""
-#define EPILOGUE {epilogue}
-#define TOKENS {tile.tokens}
-#define WARPGROUPS {tile.warpgroups}
-#define STAGES {tile.stages}
-#define CLUSTER {tile.cluster}
-#define BLOCK_K {BLOCK_K}
-#define BOX_TOKENS {tile.box_tokens}
-#define STAGE_BYTES {tile.stage_bytes}
-__device__ __forceinline__ unsigned pack(float low, float high) {{
-    unsigned packed;
-    asm("cvt.rn.{element}x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-}}
-// sums (+)= a unit's 16 columns times the tokens' 16 columns
-__device__ __forceinline__ void multiply(
-    float (&sums)[{tile.tokens // 2}], unsigned long long unit, unsigned long long tokens, int accumulate) {{
-    {multiplications}
-}}
-#line 1
-"""
-
-
-def _multiplication(first: int, count: int, element: str) -> str:
-    """A unit times ``count`` tokens from ``first`` on, whose rows of 128 bytes a descriptor counts in steps of 16."""
-    num_sums = count // 2
-    registers = ", ".join(f"%{i}" for i in range(num_sums))
-    sums = ", ".join(f'"+f"(sums[{first // 2 + i}])' for i in range(num_sums))
-    return f"""asm volatile(
-        "{{.reg .pred p; setp.ne.b32 p, %{num_sums + 2}, 0;"
-        "wgmma.mma_async.sync.aligned.m64n{count}k16.f32.{element}.{element} "
-        "{{{registers}}}, %{num_sums}, %{num_sums + 1}, p, 1, 1, 0, 0;}}"
-        : {sums} : "l"(unit), "l"(tokens + {first * 128 // 16}), "r"(accumulate));"""
+    """Compile what is not on disk yet, on every core; raises RuntimeError for what does not compile."""
+    nvrtc.compile_together(program_of(gemm.epilogue, gemm.tile, dtype) for gemm in gemms)
 
 
 @cache
-def _kernel(epilogue: Epilogue, tile: Tile, dtype: torch.dtype, device: int) -> Any:
-    from cuda.bindings import driver
-
-    code = _cached(epilogue, tile, dtype)
-    (library,) = _check(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
-    (kernel,) = _check(driver.cuLibraryGetKernel(library, b"gemm"))
-    (handle,) = _check(driver.cuDeviceGet(device))
-    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    _check(driver.cuKernelSetAttribute(attribute, tile.shared_bytes, kernel, handle))
-    return _check(driver.cuKernelGetFunction(kernel))[0]
-
-
-def _cached(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> bytes:
-    from cuda.bindings import nvrtc
-    from triton.runtime.cache import get_cache_manager
-
-    text = _prelude(epilogue, tile, dtype) + SOURCE.read_text() + ARCHITECTURE + str(nvrtc.nvrtcVersion())
-    manager = get_cache_manager(sha256(text.encode()).hexdigest())
-    if found := manager.get_file("gemm.cubin"):
-        return Path(found).read_bytes()
-    code = compile_gemm(epilogue, tile, dtype)
-    manager.put(code, "gemm.cubin", binary=True)
-    return code
+def program_of(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> Program:
+    """``gemm.cu`` for one shape."""
+    sizes = {
+        "EPILOGUE": epilogue,
+        "ELEMENT": ELEMENTS[dtype],
+        "TOKENS": tile.tokens,
+        "ACROSS": _across(tile.tokens),
+        "WARPGROUPS": tile.warpgroups,
+        "STAGES": tile.stages,
+        "CLUSTER": tile.cluster,
+        "BLOCK_K": BLOCK_K,
+        "BOX_TOKENS": tile.box_tokens,
+        "STAGE_BYTES": tile.stage_bytes,
+    }
+    defined = "\n".join(f"#define {name} {value}" for name, value in sizes.items())
+    counts = {min(_across(tile.tokens), tile.tokens - first) for first in range(0, tile.tokens, _across(tile.tokens))}
+    instructions = "\n".join(map(_wgmma, sorted(counts)))
+    return Program("gemm.cu", f'{defined}\n#include "ptx.cuh"\n{instructions}', "gemm")
 
 
-@cache
-def _attributes(cluster: int, overlap: bool) -> list[Any]:
-    from cuda.bindings import driver
+def _across(tokens: int) -> int:
+    """Tokens of one wgmma, of as few of nearly the same size as can be."""
+    return math.ceil(tokens / 8 / math.ceil(tokens / MOST_ACROSS)) * 8
 
-    ids = driver.CUlaunchAttributeID
-    clustered, overlapping = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
-    clustered.id = ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    clustered.value.clusterDim.x, clustered.value.clusterDim.y, clustered.value.clusterDim.z = cluster, 1, 1
-    overlapping.id = ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    overlapping.value.programmaticStreamSerializationAllowed = int(overlap)
-    return [clustered, overlapping]
+
+def _wgmma(count: int) -> str:
+    """The instance of ``WGMMA`` for ``count`` tokens, of which a thread holds ``count / 2`` sums."""
+    sums = count // 2
+    places = ", ".join(f"%{i}" for i in range(sums))
+    operands = ", ".join(f'"+f"(sums[{i}])' for i in range(sums))
+    return f'WGMMA({count}, "{places}", "%{sums}", "%{sums + 1}", "%{sums + 2}", {operands})'
 
 
 @lru_cache(maxsize=1024)
@@ -239,7 +157,7 @@ def _tensor_map(
 
     types = driver.CUtensorMapDataType
     half = types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-    (found,) = _check(
+    (found,) = check(
         driver.cuTensorMapEncodeTiled(
             half if dtype == torch.float16 else types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             len(sizes),
@@ -255,10 +173,3 @@ def _tensor_map(
         )
     )
     return found
-
-
-def _check(answer: tuple[Any, ...]) -> tuple[Any, ...]:
-    error, *values = answer
-    if int(error) != 0:
-        raise RuntimeError(f"CUDA: {error.name}")
-    return tuple(values)

@@ -9,36 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from hybridgraph.kernels.hopper.gemm import UNIT, Gemm, Tile, compile_together
+from hybridgraph.kernels.heuristics import ENOUGH_PARTS, Blocks, Limits
+from hybridgraph.kernels.hopper.gemm import UNIT, Gemm, compile_together, tile_for
 from hybridgraph.kernels.portable import TritonKernels
 
-MAX_WARPGROUPS = 3
-SHARING_TOKENS = 32  # from which on the blocks of a cluster share their loads of tokens
-ENOUGH_PARTS = 4  # of a split reduction: narrower tiles that leave room for fewer are no faster
-NARROW_TOKENS = 300  # up to which narrowed tiles are faster than cuBLAS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Up to how many tokens custom GEMMs were faster than cuBLAS and the kernels that they replace."""
-
-    projected: int
-    swiglu: int
-    added: int
-    square: int  # added, where the reduction is no longer than the output is wide
-
-
-# By measurement (README.md beside this). The H100's memory is slower, so that weights set the pace for longer.
-LIMITS = {
-    "H100": Limits(projected=96, swiglu=264, added=400, square=136),
-    "H200": Limits(projected=64, swiglu=240, added=310, square=200),
-}
+MAX_WARPGROUPS = 3  # of a block: more leave a thread too few registers for its sums
 
 
 class HopperKernels(TritonKernels):
@@ -46,8 +26,8 @@ class HopperKernels(TritonKernels):
 
     name = "hopper"
 
-    def __init__(self, limits: Limits) -> None:
-        super().__init__()
+    def __init__(self, limits: Limits, blocks: Blocks | None = None) -> None:
+        super().__init__(blocks)
         self._limits = limits
 
     def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
@@ -83,7 +63,9 @@ class HopperKernels(TritonKernels):
 
     def _projected(self, num_rows: int, qkv: Tensor) -> Gemm | None:
         """Our GEMM for this shape, or None where cuBLAS serves it."""
-        return split_k_gemm(num_rows, qkv, most_warpgroups=3) if num_rows <= self._limits.projected else None
+        if num_rows > self._limits.projected:
+            return None
+        return split_k_gemm(num_rows, qkv, most_warpgroups=3, narrow=self._limits.narrow)
 
     def _swiglu(self, num_rows: int, gate_up: Tensor) -> Gemm | None:
         """Our GEMM for this shape, or None where cuBLAS serves it."""
@@ -96,36 +78,28 @@ class HopperKernels(TritonKernels):
         """Our GEMM for this shape, or None where cuBLAS serves it."""
         width, inner = weight.shape
         most = self._limits.added if inner > width else self._limits.square
-        return split_k_gemm(num_rows, weight, most_warpgroups=2) if num_rows <= most else None
+        if num_rows > most:
+            return None
+        return split_k_gemm(num_rows, weight, most_warpgroups=2, narrow=self._limits.narrow)
 
 
-def limits_on(chip: str) -> Limits:
-    """Those of the device that calls itself ``chip``; of a Hopper that was not measured, the H200's."""
-    return next((limits for name, limits in LIMITS.items() if name in chip), LIMITS["H200"])
-
-
-def split_k_gemm(num_rows: int, weight: Tensor, *, most_warpgroups: int) -> Gemm | None:
+def split_k_gemm(num_rows: int, weight: Tensor, *, most_warpgroups: int, narrow: int) -> Gemm | None:
     """A GEMM whose reduction is split so that its blocks fill the chip once, or None where cuBLAS serves it.
 
-    A block has ``most_warpgroups``, or, of a weight with few units, the fewest that leave room for enough parts.
+    A block has ``most_warpgroups``, or, of a weight with few units and up to ``narrow`` rows, the fewest that leave
+    room for enough parts.
     """
     width, inner = weight.shape
     units, most_parts, room = math.ceil(width / UNIT), math.ceil(inner / 256), multiprocessors(weight.device)
     enough = min(ENOUGH_PARTS, most_parts)
-    narrow = (n for n in range(1, most_warpgroups) if math.ceil(units / n) * enough <= room)
-    warpgroups = next(narrow, most_warpgroups)
-    if not fits(weight) or (warpgroups < most_warpgroups and num_rows > NARROW_TOKENS):
+    narrower = (n for n in range(1, most_warpgroups) if math.ceil(units / n) * enough <= room)
+    warpgroups = next(narrower, most_warpgroups)
+    if not fits(weight) or (warpgroups < most_warpgroups and num_rows > narrow):
         return None
     tile = tile_for(num_rows, warpgroups)
     blocks = math.ceil(math.ceil(units / warpgroups) / tile.cluster) * tile.cluster
     splits = min(room // blocks, most_parts)
     return Gemm("store_partial", tile, splits) if splits > 1 else None
-
-
-def tile_for(num_tokens: int, warpgroups: int) -> Tile:
-    step = 16 if num_tokens <= 128 else 8  # coarser where tokens cost little: each is another kernel to compile
-    tokens = math.ceil(num_tokens / step) * step
-    return Tile(warpgroups, tokens, 2 if tokens >= SHARING_TOKENS else 1)
 
 
 def fits(weight: Tensor) -> bool:
