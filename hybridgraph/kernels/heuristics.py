@@ -59,9 +59,9 @@ class Blocks:
     attention_splits: int = 32
     rotate_heads: int = 8  # of a program of the rotation, with four warps
     swiglu_columns: int = 1024  # of a program of SwiGLU, with four warps
-    # Rows from which on a norm takes four warps only: so few registers that a block of the next GEMM, which needs more
-    # of them for more rows, starts beside it.
-    slim_norm_rows: int = 129
+    # Rows up to which a norm takes eight warps. Beyond, four: so few registers that a block of the next GEMM, which
+    # needs more of them for more rows, starts beside it.
+    wide_norm_rows: int = 128
 
     def gemv(self, *, num_rows: int, width: int, swiglu: bool) -> GemvBlock:
         """The program of one row times a matrix [num_rows, width]; of ``swiglu``, of two such matrices."""
@@ -92,7 +92,7 @@ class Blocks:
 
     def row_warps(self, width: int, rows: int = 1) -> int:
         """Warps of a row-wise program; ``rows``: where a GEMM follows that is to start beside it."""
-        return 8 if width >= WIDE_ROW and rows < self.slim_norm_rows else 4
+        return 8 if width >= WIDE_ROW and rows <= self.wide_norm_rows else 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +118,11 @@ LIMITS = {
 # The custom GEMMs' tiles.
 SHARING_TOKENS = 32  # from which on two blocks of a cluster share their loads of tokens
 ENOUGH_PARTS = 4  # of a split reduction: narrower tiles that leave room for fewer are no faster
+# Not timed by ``tune``. The first trades time for compiling; the others are what more of changes nothing, or does not
+# compile (tests/test_gemm.py).
 COARSE_TOKENS = 128  # up to which tokens are padded to 16 instead of 8: each tile is another kernel to compile
-MAX_STAGES = 12  # of the ring: more hide nothing further
-MOST_ACROSS = 200  # tokens of one wgmma: of more, the compiler no longer keeps a thread's sums in registers
+MAX_STAGES = 12  # of the ring: no tile that serves a long matrix has room for more
+MOST_ACROSS = 200  # tokens of one wgmma: of more, a thread's sums do not fit the registers that it starts with
 
 
 def limits_on(chip: str) -> Limits:

@@ -83,15 +83,17 @@ class HopperKernels(TritonKernels):
         return split_k_gemm(num_rows, weight, most_warpgroups=2, narrow=self._limits.narrow)
 
 
-def split_k_gemm(num_rows: int, weight: Tensor, *, most_warpgroups: int, narrow: int) -> Gemm | None:
+def split_k_gemm(
+    num_rows: int, weight: Tensor, *, most_warpgroups: int, narrow: int, enough_parts: int = ENOUGH_PARTS
+) -> Gemm | None:
     """A GEMM whose reduction is split so that its blocks fill the chip once, or None where cuBLAS serves it.
 
     A block has ``most_warpgroups``, or, of a weight with few units and up to ``narrow`` rows, the fewest that leave
-    room for enough parts.
+    room for ``enough_parts``.
     """
     width, inner = weight.shape
     units, most_parts, room = math.ceil(width / UNIT), math.ceil(inner / 256), multiprocessors(weight.device)
-    enough = min(ENOUGH_PARTS, most_parts)
+    enough = min(enough_parts, most_parts)
     narrower = (n for n in range(1, most_warpgroups) if math.ceil(units / n) * enough <= room)
     warpgroups = next(narrower, most_warpgroups)
     if not fits(weight) or (warpgroups < most_warpgroups and num_rows > narrow):
