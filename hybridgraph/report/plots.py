@@ -1,87 +1,107 @@
-"""Plots: time over prompt length, a line a case, the floor beneath them."""
+"""Plots: time over prompt length, a line a case, the floor beneath them; and what changed between two runs.
+
+Each is written as PNG and as SVG, by settings of its own whatever matplotlib's are here, and the same bytes each time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, say, may not be importable here
 import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hybridgraph.cases import CASES, PEERS, Case
+from hybridgraph.cases import CASE4_FUSED, Case
+from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.load import Results
-from hybridgraph.report.tables import Table
+from hybridgraph.report.palette import FLOOR, GRID, MUTED, TEXT, look_of
+from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Metric, Table
 
-_PALETTE = (*mpl.color_sequences["tab10"], *mpl.color_sequences["Set2"])
-_COLORS = dict(zip((case.name for case in (*CASES, *PEERS)), _PALETTE, strict=False))
-_FLOOR = "#222222"
+AXES = {
+    TTFT: "TTFT of the protocol's requests, mean, ms",
+    WARM: "warm TTFT, mean, ms",
+    P99: "P99 of TTFT, ms",
+    DECODE: "ITL, mean, ms",
+}
+LENGTH_AXIS = "prompt length, tokens"
+BAND = (5, 95)  # percentiles of the requests behind a line
+LABEL_GAP = 0.052  # of the axes' height, between two labels
+_SETTINGS = {
+    "svg.hashsalt": "hybridgraph",
+    "font.family": "DejaVu Sans",
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": MUTED,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "text.parse_math": False,
+}
+_LINE = {"linewidth": 1.6, "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
 
 
-def plot_table(table: Table, results: Results, path: Path) -> None:
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot and how it is drawn; ``band``: from and to, by prompt length."""
+
+    name: str
+    values: pd.Series[float]
+    color: str
+    marker: str = ""
+    dashed: bool = False
+    band: pd.DataFrame | None = None
+
+
+def plot_table(table: Table, results: Results, evidence: Evidence, path: Path) -> None:
     """One metric; each line is named at its right end. Emulated graphs say so in the title."""
-    figure, axes = _canvas(f"{table.metric.heading}{_emulated(results)}", _about(results.identity))
-    lines = [(table.values[case.column].dropna(), case.title, _COLORS[case.name]) for case in table.measured]
-    for line, _, color in lines:
-        axes.plot(line.index, line, marker="o", markersize=3.5, linewidth=1.6, color=color)
+    lines = [
+        Line(
+            name=case.title,
+            values=table.values[case.column].dropna(),
+            color=look_of(case).color,
+            marker=look_of(case).marker,
+            band=band_of(evidence.samples.get(case.name), table.metric),
+        )
+        for case in table.measured
+    ]
     if (found := floor_of(table, results)) is not None:
-        case, floor = found
-        axes.plot(floor.index, floor, linestyle="--", linewidth=1.2, color=_FLOOR)
-        lines.append((floor, f"floor ({case.title})", _FLOOR))
-    axes.set_ylim(bottom=0)
-    _label_ends(axes, lines)
-    _save(figure, path)
+        lines.append(Line(f"floor ({found[0].title})", found[1], FLOOR, dashed=True))
+    has_bands = any(line.band is not None for line in lines)
+    about = [about_run(results.identity)] + ["band: 5th to 95th percentile of the requests"] * has_bands
+    title = f"{table.metric.heading}{_emulated(results)}"
+    with _plot(path, title, about, AXES[table.metric]) as axes:
+        _draw(axes, lines)
 
 
 def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
     """Device time and floor over a long range of prompt lengths: rows of one case."""
-    about = _about({str(column): str(value) for column, value in sweep.iloc[0].items()})
-    figure, axes = _canvas("Prefill over prompt length: device time and floor", about)
-    rows = sweep.set_index("prompt_length")
-    lines = [(rows["device_ms"], "JIT+CUDA fused", "tab:blue"), (rows["floor_ms"], "floor", _FLOOR)]
-    for (line, _, color), style in zip(lines, ("-", "--"), strict=True):
-        axes.plot(line.index, line, style, marker="o", markersize=3, color=color)
-    axes.set_ylim(bottom=0)
-    _label_ends(axes, lines)
-    _save(figure, path)
+    about = about_run({str(column): str(value) for column, value in sweep.iloc[0].items()})
+    rows, look = sweep.set_index("prompt_length"), look_of(CASE4_FUSED)
+    lines = [
+        Line(CASE4_FUSED.title, rows["device_ms"].dropna(), look.color, look.marker),
+        Line("floor", rows["floor_ms"].dropna(), FLOOR, dashed=True),
+    ]
+    with _plot(path, "Prefill over prompt length", [about], "time on the device, ms") as axes:
+        _draw(axes, [line for line in lines if len(line.values)])
 
 
-def _canvas(title: str, subtitle: str) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(figsize=(8.4, 4.8), dpi=130)
-    axes.set_title(title, loc="left", fontsize=11, pad=18, parse_math=False)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=7.5, color="#555555", parse_math=False)
-    axes.set_xlabel("prompt length, tokens")
-    axes.set_ylabel("ms")
-    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _label_ends(axes: Any, lines: Sequence[tuple[pd.Series[float], str, Any]]) -> None:
-    """Write name and last value at the ends of ``(line, name, color)``, pushed apart where they would overlap.
-
-    A line that ends before the others is named above its end.
-    """
-    low, high = axes.get_ylim()
-    last = float(max(line.index[-1] for line, _, _ in lines))
-    gap, labels = (high - low) * 0.045, dict[float, float]()  # where the last one stands, at each end
-    for line, label, color in sorted(lines, key=lambda line: float(line[0].iloc[-1])):
-        end, value = float(line.index[-1]), float(line.iloc[-1])
-        labels[end] = max(value if end == last else value + gap, labels.get(end, -gap) + gap)
-        axes.annotate(
-            f"{label}  {value:.1f}",
-            (end, value),
-            xytext=(end * 1.02 if end == last else end, labels[end]),
-            textcoords="data",
-            color=color,
-            fontsize=8,
-            va="center",
-            annotation_clip=False,
-        )
+def band_of(samples: pd.DataFrame | None, metric: Metric) -> pd.DataFrame | None:
+    """The ends of ``BAND`` by prompt length, of the requests behind a warm mean, a P99 or an ITL; None without any."""
+    if samples is None or metric == TTFT:
+        return None
+    decoding = samples["phase"] == "decode"
+    chosen = samples[(samples["warmth"] == "warm") & (decoding if metric == DECODE else ~decoding)]
+    if chosen.empty:
+        return None
+    column = "itl_mean_ms" if metric == DECODE else "ttft_ms"
+    return chosen.groupby("prompt_length")[column].quantile([q / 100 for q in BAND]).unstack()
 
 
 def floor_of(table: Table, results: Results) -> tuple[Case, pd.Series[float]] | None:
@@ -94,7 +114,7 @@ def floor_of(table: Table, results: Results) -> tuple[Case, pd.Series[float]] | 
     return None
 
 
-def _about(identity: Mapping[str, str]) -> str:
+def about_run(identity: Mapping[str, str]) -> str:
     """What was measured, on what, how."""
     i = identity
     return f"{i['model']}, {i['dtype']}, {i['load_format']} weights, {i['device']}, protocol: {i['protocol']}"
@@ -104,7 +124,94 @@ def _emulated(results: Results) -> str:
     return " (graphs EMULATED: not CUDA Graph results)" if results.is_emulated else ""
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
+@contextmanager
+def _plot(path: Path, title: str, about: Sequence[str], axis: str) -> Iterator[Any]:
+    """The axes to draw on; the figure is written when the block ends, as ``path`` and as SVG beside it."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_SETTINGS)
+        figure = Figure(figsize=(8.4, 4.8 + 0.15 * len(about)), dpi=130, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title("\n".join(about), loc="left", fontsize=8, color=MUTED)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+        axes.set_xlabel(LENGTH_AXIS)
+        axes.set_ylabel(axis)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes
+        figure.savefig(path, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _draw(axes: Any, lines: Sequence[Line]) -> None:
+    for line in lines:
+        style = "--" if line.dashed else "-"
+        axes.plot(line.values.index, line.values, style, marker=line.marker, color=line.color, **_LINE)
+        if line.band is not None:
+            low, high = (line.band[column] for column in line.band)
+            axes.fill_between(line.band.index, low, high, color=line.color, alpha=0.16, linewidth=0)
+    _scale(axes, lines)
+    _label_ends(axes, lines)
+
+
+def _scale(axes: Any, lines: Sequence[Line]) -> None:
+    """Logarithmic where the lines lie far apart, so that the lower ones can be read; from zero otherwise."""
+    lowest = [line.values.min() for line in lines]
+    if max(lowest) < 4 * min(lowest):
+        axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel(f"{axes.get_ylabel()} (logarithmic)")
+
+
+def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
+    """Write name and last value right of each line's end, pushed apart where they would overlap.
+
+    A thin line leads from an end to its label.
+    """
+    to_height = axes.transAxes.inverted()
+    right = max(float(line.values.index[-1]) for line in lines)
+    ends = [(float(line.values.index[-1]), float(line.values.iloc[-1])) for line in lines]
+    heights = [float(to_height.transform(axes.transData.transform(end))[1]) for end in ends]
+    for line, end, height in zip(lines, ends, spread(heights, LABEL_GAP), strict=True):
+        axes.annotate(
+            f"{line.name}  {end[1]:.1f}",
+            end,
+            xytext=(1.035, height),
+            textcoords="axes fraction",
+            color=TEXT,
+            fontsize=8.5,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": line.color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3},
+        )
+        axes.plot(1.027, height, line.marker or "_", color=line.color, transform=axes.transAxes, clip_on=False, **_LINE)
+    axes.set_xlim(right=right)
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights moved as little as keeps each ``gap`` from the next, in their order.
+
+    Neighbours that are too close form a group around the mean of its members.
+    """
+    order = np.argsort(heights, kind="stable")
+    groups: list[list[float]] = []  # of each the members' heights, lowest group first
+    for index in order:
+        groups.append([heights[index]])
+        while len(groups) > 1 and _lowest(groups[-1], gap) - _highest(groups[-2], gap) < gap:
+            top = groups.pop()
+            groups[-1] += top
+    placed = [_lowest(group, gap) + i * gap for group in groups for i in range(len(group))]
+    return [height for _, height in sorted(zip(order, placed, strict=True))]
+
+
+def _lowest(group: Sequence[float], gap: float) -> float:
+    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+
+
+def _highest(group: Sequence[float], gap: float) -> float:
+    return _lowest(group, gap) + gap * (len(group) - 1)
