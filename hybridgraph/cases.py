@@ -27,7 +27,7 @@ class Case:
 
     key: str
     name: str  # stem of every file the case writes
-    title: str  # heading of its column
+    title: str  # what it is called
     column: str  # prefix of its columns in the final tables
     script: str  # what a user runs
     generator: str = ""  # where it is a pair: the script that serves it
@@ -37,6 +37,12 @@ class Case:
     graphs: str = "none"
     precapture: str = ""
     async_capture: bool = False
+    short: str = ""  # heading of its column, where the title is too long for one
+
+    @property
+    def label(self) -> str:
+        """The heading of its column where there are many."""
+        return self.short or self.title
 
     @property
     def unused(self) -> frozenset[str]:
@@ -97,6 +103,7 @@ CASE4_FUSED = Case(
     key="case4_fused",
     name="case4_jit_cuda_fused",
     title="JIT+CUDA fused",
+    short="fused",
     column="jit_cuda_fused",
     script="run_case4_benchmark.sh --forward fused",
     generator="case4_jit_cuda_generator.py",
@@ -110,6 +117,7 @@ CASE5 = Case(
     key="case5",
     name="case5_tensorrt_llm",
     title="TensorRT-LLM",
+    short="TRT-LLM",
     column="tensorrt",
     script="case5_tensorrt_llm.py",
     engine="tensorrt-llm",
@@ -122,6 +130,7 @@ HF_STATIC = Case(
     key="hf_static",
     name="peer_hf_static",
     title="HF static cache",
+    short="HF static",
     column="hf_static",
     script="case5_tensorrt_llm.py --engine hf-static",
     engine="hf-static",
@@ -146,6 +155,7 @@ VLLM_FULL = Case(
     key="vllm_full",
     name="peer_vllm_full",
     title="vLLM, full graphs",
+    short="vLLM full",
     column="vllm_full",
     script="case5_tensorrt_llm.py --engine vllm-full",
     engine="vllm",
@@ -162,6 +172,7 @@ SGLANG_FULL = Case(
     key="sglang_full",
     name="peer_sglang_full",
     title="SGLang, full graphs",
+    short="SGLang full",
     column="sglang_full",
     script="case5_tensorrt_llm.py --engine sglang-full",
     engine="sglang",
@@ -170,6 +181,7 @@ TENSORRT_SINGLE = Case(
     key="case5_single",
     name="case5_tensorrt_llm_single",
     title="TensorRT-LLM, single process",
+    short="TRT-LLM single",
     column="tensorrt_single",
     script="case5_tensorrt_llm.py --engine tensorrt-llm-single",
     engine="tensorrt-llm",

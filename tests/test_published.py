@@ -1,66 +1,74 @@
-"""The published results, as committed: rows are those of their samples, tables those of their rows, texts theirs."""
+"""The published results, as they come with the project: rows are those of their samples, tables those of their rows."""
 
-import csv
-import shutil
+import json
+import resource
+import struct
 import subprocess
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
 
 from hybridgraph.bench.environment import known_of_run
-from hybridgraph.bench.samples import PHASES, Phase, RunIdentity, Sample
-from hybridgraph.bench.store import ResultFiles, ResultWriter
-from hybridgraph.cases import (
-    CASE1,
-    CASE4,
-    CASE4_FUSED,
-    CASE5,
-    CASES,
-    HF_COMPILED,
-    HF_STATIC,
-    SGLANG,
-    SGLANG_FULL,
-    VLLM,
-    VLLM_FULL,
-    Case,
-)
-from hybridgraph.contract import SourceInfo
-from hybridgraph.report import final
-from hybridgraph.roofline import ModelShape, Rates
+from hybridgraph.bench.samples import RunIdentity, Sample
+from hybridgraph.bench.store import ResultFiles
+from hybridgraph.places import PUBLISHED, SHOWN
+from hybridgraph.report.main import generate_final_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-FUSED = "case4_jit_cuda_fused"
-MEASURED = [case for case in CASES if case != CASE5]
-WARM: tuple[Phase, str] = ("ttft", "warm_mean_ms")
-DEVICE: tuple[Phase, str] = ("ttft", "device_ms")
-P99: tuple[Phase, str] = ("p99", "p99_ms")
-ITL: tuple[Phase, str] = ("decode", "itl_mean_ms")
+SAMPLES = "_samples.jsonl.gz"
+# Everything that follows from the samples, made again in a process that has no torch, and compared byte for byte.
+REGENERATE = """
+import csv
+import io
+import sys
+for name in ("torch", "transformers", "rich", "msgspec", "pynvml", "matplotlib"):
+    sys.modules[name] = None  # an import of it now raises
+from pathlib import Path
+from hybridgraph.bench.environment import known_of_run
+from hybridgraph.bench.store import ResultFiles, ResultWriter
+from hybridgraph.contract import SourceInfo
+from hybridgraph.report.final import REPORT, derive
+from hybridgraph.roofline import ModelShape, Rates
+
+published, scratch = map(Path, sys.argv[1:])
+compared = 0
+for path in sorted(published.rglob("*_samples.jsonl.gz")):
+    files = ResultFiles(path.parent, path.name.removesuffix("_samples.jsonl.gz"))
+    identity, samples = files.read_samples()
+    source = known_of_run(files.directory, files.name, identity.run_id)["source"]
+    parts = {"shape": ModelShape(**source["shape"]), "rates": source["rates"] and Rates(**source["rates"])}
+    again = ResultFiles(scratch, files.name)
+    ResultWriter(again, identity, SourceInfo(**source | parts), samples).write_summaries()
+    for made in scratch.glob("*.csv"):
+        kept = path.with_name(made.name).read_text()
+        columns = kept.partition("\\n")[0].split(",")  # a file from before a column was added has the others
+        text = io.StringIO()
+        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\\n")
+        table.writeheader()
+        table.writerows(csv.DictReader(io.StringIO(made.read_text())))
+        assert text.getvalue() == kept, path.with_name(made.name)
+        compared += 1
+    for made in scratch.iterdir():
+        made.unlink()
+for report in sorted(published.rglob(REPORT)):
+    for name, text in derive(report.parent).texts().items():
+        assert report.with_name(name).read_bytes() == text.encode(), (report.parent, name)
+        compared += 1
+print(compared)
+"""
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """A copy of what comes with the project."""
-    shutil.copytree(ROOT / "output" / "published", tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
-def git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+def git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def runs(published: Path) -> list[tuple[ResultFiles, RunIdentity, list[Sample], dict[str, Any]]]:
+def runs() -> list[tuple[ResultFiles, RunIdentity, list[Sample], dict[str, Any]]]:
     """Every run: its files, who it was, its samples, and what ``environment.json`` tells of its source."""
     found = []
-    for path in sorted(published.rglob("*_samples.jsonl.gz")):
-        files = ResultFiles(path.parent, path.name.removesuffix("_samples.jsonl.gz"))
+    for path in sorted(PUBLISHED.rglob(f"*{SAMPLES}")):
+        files = ResultFiles(path.parent, path.name.removesuffix(SAMPLES))
         read = files.read_samples()
         assert read is not None
         found.append((files, *read, known_of_run(files.directory, files.name, read[0].run_id)["source"]))
@@ -68,127 +76,69 @@ def runs(published: Path) -> list[tuple[ResultFiles, RunIdentity, list[Sample], 
     return found
 
 
-def results_in(published: Path) -> dict[Path, list[dict[str, str]]]:
-    return {path: rows(path) for phase in PHASES for path in published.rglob(f"*_{phase}.csv")}
+def test_everything_follows_from_the_samples_byte_for_byte_without_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REGENERATE, str(PUBLISHED), str(tmp_path)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.returncode == 0, run.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10, "seconds of the processor"
+    result_files = [path for path in PUBLISHED.rglob("*.csv") if not path.name.startswith("final_")]
+    derived = [path for path in PUBLISHED.rglob("final_*") if path.suffix != ".png"]
+    assert int(run.stdout) == len(result_files) + len(derived), "no file stands apart"
 
 
-def test_every_row_is_that_of_its_samples(published: Path) -> None:
-    before = results_in(published)
-    for path in before:
-        path.unlink()
-    for files, identity, samples, source in runs(published):
-        rates = source["rates"] and Rates(**source["rates"])  # of an engine that is not ours none were measured
-        parts = {"shape": ModelShape(**source["shape"]), "rates": rates}
-        ResultWriter(files, identity, SourceInfo(**source | parts), samples).write_summaries()
-    after = results_in(published)
-    assert after.keys() == before.keys()
-    for path, shown in before.items():
-        assert shown == [{column: row[column] for column in shown[0]} for row in after[path]], path
-
-
-def test_every_run_is_of_committed_code_on_a_device_that_is_named(published: Path) -> None:
-    if git("rev-parse", "--is-shallow-repository").stdout.strip() == b"true":
-        pytest.skip("the checkout is shallow")
-    for files, identity, _, source in runs(published):
+def test_every_run_is_of_committed_code_on_a_device_that_is_named() -> None:
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() != b"false":
+        pytest.skip("not in a whole checkout")
+    for files, identity, _, source in runs():
         assert git("merge-base", "--is-ancestor", identity.commit, "HEAD").returncode == 0, files
         assert identity.device == source["device"] == source["environment"]["gpu"]["name"], files
 
 
-def test_every_report_is_that_of_its_rows(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final, "plot_table", lambda *_: None)
-    monkeypatch.setattr(final, "plot_growth", lambda *_: None)
-    reports = sorted(published.rglob(final.REPORT))
-    assert published / "h200" / final.REPORT in reports
-    for report in reports:
-        texts = [report, *report.parent.glob("final_*.csv")]
-        before = {path: path.read_text() for path in texts}
-        final.write_final_tables(report.parent, as_json=False)
-        assert {path: path.read_text() for path in texts} == before
+def test_samples_are_packed_without_a_time_or_a_name() -> None:
+    for path in PUBLISHED.rglob(f"*{SAMPLES}"):
+        magic, flags, mtime = struct.unpack("<2sxBI", path.read_bytes()[:8])
+        assert (magic, flags, mtime) == (b"\x1f\x8b", 0, 0), path
+    assert not list(PUBLISHED.rglob("*.jsonl"))
 
 
-def average(directory: Path, case: str, phase: Phase, column: str) -> float:
-    return fmean(float(row[column]) for row in rows(directory / f"{case}_{phase}.csv"))
+def test_a_published_run_is_a_directory_that_the_readme_of_the_results_names() -> None:
+    readme = (PUBLISHED.parent / "README.md").read_text()
+    for directory in PUBLISHED.iterdir():
+        assert f"| `{directory.name}`" in readme, directory
 
 
-def figures(directory: Path, case: str, *columns: tuple[Phase, str]) -> list[str]:
-    """Averages as the texts show them."""
-    return [f"{average(directory, case, *column):.2f}" for column in columns]
-
-
-def grid_row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def test_the_texts_show_the_tables_of_the_report(published: Path) -> None:
-    report = (published / "h200" / final.REPORT).read_text()
-    readme, results = (ROOT / "README.md").read_text(), (ROOT / "docs" / "results.md").read_text()
-    shown = {
-        "Warm TTFT, mean, ms": readme,
-        "P99 of TTFT, ms": readme,
-        "ITL, mean, ms": results,
-        "What each part contributes": results,
-    }
-    for heading, text in shown.items():
-        table = report.split(f"## {heading}\n\n")[1].split("\n\n")[0]
-        assert table.startswith("| ") and table in text, heading
-
-
-@pytest.mark.parametrize("name", ["repeated", "h100", "smollm2"])
-def test_the_texts_show_the_averages_of_other_runs(published: Path, name: str) -> None:
-    text = (ROOT / "docs" / "results.md").read_text()
-    for case in MEASURED:
-        assert grid_row(case.title, *figures(published / name, case.name, WARM, DEVICE, P99, ITL)) in text
-
-
-HF = (CASE1, HF_STATIC, HF_COMPILED, CASE4_FUSED)
-OF_OTHERS = (VLLM, VLLM_FULL, SGLANG, SGLANG_FULL)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "cases", "with_pauses"),
-    [
-        ("peers", "README.md", (*HF, *OF_OTHERS, CASE4), (VLLM_FULL, SGLANG_FULL, CASE4_FUSED)),
-        ("h100/peers", "docs/results.md", HF, ()),
-    ],
-)
-def test_the_texts_show_the_averages_of_the_peers(
-    published: Path, name: str, text: str, cases: Sequence[Case], with_pauses: Sequence[Case]
+@pytest.mark.parametrize("asked", [(), ("--output-dir", "published/h200"), ("--output-dir", str(SHOWN))], ids=str)
+def test_a_published_run_is_printed_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...]
 ) -> None:
-    directory, shown = published / name, (ROOT / text).read_text().replace("**", "")
-    for case in cases:
-        cells = figures(directory, case.name, WARM, P99, ITL)
-        if case in with_pauses:
-            cells += figures(directory / "apart_5ms", case.name, WARM, P99)
-        elif with_pauses:
-            cells += "", ""
-        assert grid_row(case.title, *cells) in shown
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in PUBLISHED.rglob("*")}
+    assert generate_final_tables([*asked, "--json"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("output has no results of yours. This is the published run published/h200.\n") is not asked
+    assert "Device: NVIDIA H200\n" in told
+    assert json.loads(told.splitlines()[-1])["identity"]["device"] == "NVIDIA H200"
+    assert {path: path.stat().st_mtime_ns for path in PUBLISHED.rglob("*")} == before
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "pauses"),
-    [
-        ("h200", "README.md", {0: ".", 5: "apart_5ms", 20: "apart_20ms", 100: "apart_100ms"}),
-        ("repeated", "docs/results.md", {0: ".", 5: "apart_5ms"}),
-    ],
-)
-def test_the_texts_show_what_pauses_change(published: Path, name: str, text: str, pauses: dict[int, str]) -> None:
-    shown = (ROOT / text).read_text()
-    for pause, subdirectory in pauses.items():
-        directory = published / name / subdirectory
-        warm, device, floor = (average(directory, FUSED, "ttft", c) for c in ("warm_mean_ms", "device_ms", "floor_ms"))
-        tail = max(float(row["p99_ms"]) / float(row["mean_ms"]) for row in rows(directory / f"{FUSED}_p99.csv"))
-        row = grid_row(pause, f"{warm:.2f}", f"{device:.2f}", f"{warm / floor:.3f} ×", f"{tail:.3f}")
-        assert row[:-1] in shown
+def test_results_of_ones_own_come_before_published_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "output"
+    own.mkdir()
+    (own / "environment.json").write_text('{"not_run": {"case1_baseline": "no torch"}}')
+    assert generate_final_tables([]) == 0, "an attempt that failed has left no results"
+    assert "This is the published run" in capsys.readouterr().out
+    (own / "case1_baseline_p99.csv").write_bytes((SHOWN / "case1_baseline_p99.csv").read_bytes())
+    assert generate_final_tables([]) == 0
+    assert "published" not in capsys.readouterr().out
+    assert (own / "final_report.md").exists()
 
 
-def test_the_texts_show_the_lengths_that_no_graph_was_made_for(published: Path) -> None:
-    directory, text = published / "h200" / "new_lengths", (ROOT / "docs" / "results.md").read_text()
-    tables = [rows(directory / f"{case}_ttft.csv") for case in ("case2_async_cuda", "case4_jit_cuda", FUSED)]
-    tails = rows(directory / f"{FUSED}_p99.csv")
-    assert len(tails) == 9
-    for number, tail in enumerate(tails):
-        cells = [tail["prompt_length"]]
-        for table in tables:
-            first = table[number]["first_seen_ms"]
-            cells += [f"{float(first):.2f}" if first else "(cold)", f"{float(table[number]['warm_mean_ms']):.2f}"]
-        assert grid_row(*cells, f"{float(tail['p99_ms']):.2f}") in text
+def test_a_published_run_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate_final_tables(["--output-dir", "published/none"]) == 2
+    assert capsys.readouterr().err.startswith("error: published/none holds no result files")

@@ -35,13 +35,12 @@ class Variant:
     p99: pd.DataFrame
 
     def averages(self, lengths: Sequence[int]) -> dict[str, float]:
-        """Means in ms over ``lengths``; of a request's time outside the device, over warm ones as well."""
+        """Means in ms over ``lengths``."""
         ttft, p99 = self.ttft.loc[list(lengths)], self.p99.loc[list(lengths)]
         return {
-            "first seen": ttft["first_seen_ms"].mean(),
+            "first": ttft["first_seen_ms"].mean(),
             "warm": ttft["warm_mean_ms"].mean(),
-            "on the device": ttft["device_ms"].mean(),
-            "outside it": (ttft["warm_mean_ms"] - ttft["device_ms"]).mean(),
+            "device": ttft["device_ms"].mean(),
             "P99": p99["p99_ms"].mean(),
         }
 

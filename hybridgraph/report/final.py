@@ -3,79 +3,120 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
+import pandas as pd
+
+from hybridgraph.places import is_published
 from hybridgraph.report.ablation import Variant, read_variants
+from hybridgraph.report.grid import WIDTH, plain
 from hybridgraph.report.load import Results, load_results
-from hybridgraph.report.markdown import provenance, render
-from hybridgraph.report.plots import plot_growth, plot_table
-from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Table, build_table
+from hybridgraph.report.markdown import LEGEND, notes, provenance, render
+from hybridgraph.report.tables import DECODE, METRICS, P99, WARM, Metric, Table, averages_frame, build_table
 from hybridgraph.system.console import printing
 from hybridgraph.system.files import writing
 
-FILES = {"ttft": "final_ttft_table.csv", "p99": "final_p99_table.csv", "decode": "final_decode_table.csv"}
-PLOTS = {"warm": "final_ttft.png", "p99": "final_p99.png", "decode": "final_decode.png"}
+PLOTTED = (WARM, P99, DECODE)  # the protocol's mean is mostly the first request of a process
+AVERAGES = "final_averages.csv"
 GROWTH = "final_growth.png"
 REPORT = "final_report.md"
 
 
-def write_final_tables(directory: Path, *, as_json: bool) -> None:
-    """Write tables, plots and report of ``directory``'s results, and print them; raises UserError."""
+def table_name(metric: Metric) -> str:
+    """The file of a metric's table."""
+    return f"final_{metric.key}_table.csv"
+
+
+def plot_name(metric: Metric) -> str:
+    """The file of a metric's plot."""
+    return f"final_{metric.key}.png"
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What follows from the result files of a directory."""
+
+    results: Results
+    tables: dict[str, Table]  # by the metric's key
+    variants: Sequence[Variant]
+
+    @property
+    def plots(self) -> list[str]:
+        """The files of its plots."""
+        drawn = [plot_name(m) for m in PLOTTED if m.key in self.tables and self.tables[m.key].measured]
+        return drawn + ([GROWTH] if self.results.sweep is not None else [])
+
+    def texts(self) -> dict[str, str]:
+        """The content of every file but the plots, by its name."""
+        frames = {table_name(table.metric): table.frame() for table in self.tables.values()}
+        frames[AVERAGES] = averages_frame(list(self.tables.values()))
+        texts = {name: self._as_csv(frame) for name, frame in frames.items()}
+        return texts | {REPORT: render(self.results, self.tables, self.plots, self.variants)}
+
+    def _as_csv(self, frame: pd.DataFrame) -> str:
+        frame = frame.assign(graphs="emulated") if self.results.is_emulated else frame
+        return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+
+
+def derive(directory: Path) -> Derived:
+    """Read the results of ``directory`` and those beside them; raises UserError."""
     results = load_results(directory)
     variants, left_out = read_variants(directory, results)
     results.left_out.extend(left_out)
-    tables = {
-        metric.key: build_table(results, metric) for metric in (TTFT, WARM, P99, DECODE) if _has(results, metric.kind)
-    }
-    with writing(directory):
-        _write(directory, results, tables, variants)
+    wanted = [metric for metric in METRICS if metric.kind != "decode" or results.tables["decode"]]
+    return Derived(results, {metric.key: build_table(results, metric) for metric in wanted}, variants)
+
+
+def write_final_tables(directory: Path, *, as_json: bool) -> None:
+    """Print the tables of ``directory``'s results, and write them with plots and report there; raises UserError.
+
+    Published results are only printed.
+    """
+    derived = derive(directory)
+    if not is_published(directory):
+        with writing(directory):
+            _write(directory, derived)
     with printing():
-        _show(results, tables)
+        _show(derived)
         if as_json:
-            print(json.dumps(_document(results, tables)))
+            print(json.dumps(_document(derived)))
 
 
-def _has(results: Results, kind: str) -> bool:
-    return kind != "decode" or bool(results.tables["decode"])
-
-
-def _write(directory: Path, results: Results, tables: dict[str, Table], variants: Sequence[Variant]) -> None:
-    for name in (*FILES.values(), *PLOTS.values(), GROWTH):
+def _write(directory: Path, derived: Derived) -> None:
+    for name in (*map(table_name, METRICS), *map(plot_name, METRICS), AVERAGES, GROWTH):
         (directory / name).unlink(missing_ok=True)  # what it shows may be gone
-    plots = []
-    for key, table in tables.items():
-        if key in FILES:
-            frame = table.frame().assign(graphs="emulated") if results.is_emulated else table.frame()
-            frame.to_csv(directory / FILES[key], index=False, float_format="%.4f", lineterminator="\n")
-        if key in PLOTS and table.measured:
-            plot_table(table, results, directory / PLOTS[key])
-            plots.append(PLOTS[key])
-    if results.sweep is not None:
-        plot_growth(results.sweep, directory / GROWTH)
-        plots.append(GROWTH)
-    (directory / REPORT).write_text(render(results, tables, plots, variants), encoding="utf-8")
+    for name, text in derived.texts().items():
+        (directory / name).write_text(text, encoding="utf-8")
+    from hybridgraph.report.plots import plot_growth, plot_table  # only now: tables do without matplotlib
+
+    for metric in PLOTTED:
+        if plot_name(metric) in derived.plots:
+            plot_table(derived.tables[metric.key], derived.results, directory / plot_name(metric))
+    if derived.results.sweep is not None:
+        plot_growth(derived.results.sweep, directory / GROWTH)
 
 
-def _show(results: Results, tables: dict[str, Table]) -> None:
-    print(provenance(results))
-    if results.is_emulated:
+def _show(derived: Derived) -> None:
+    _print_wrapped([*provenance(derived.results), LEGEND.format(mark="*")])
+    if derived.results.is_emulated:
         print("graphs are EMULATED: these are not CUDA Graph results")
-    for table in tables.values():
-        print(f"\n{table.metric.heading}, ms")
-        narrow = ["tokens", *(case.column for case in table.cases), "winner"]  # as a terminal has room for
-        frame = table.frame().set_axis(narrow, axis="columns")
-        print(frame.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"))
-        for rule in table.rules():
-            print(rule)
+    for table in derived.tables.values():
+        print(f"\n{table.metric.heading}, ms\n{plain(*table.text(winner='{}*', other='{} '))}")
+        _print_wrapped(table.rules())
     print()
-    for case in results.missing():
-        print(f"{case.title}: empty, {results.why_missing(case)}")
-    for sentence in (*results.left_out, *results.remarks):
-        print(sentence)
+    _print_wrapped(notes(derived.results))
 
 
-def _document(results: Results, tables: dict[str, Table]) -> dict[str, object]:
+def _print_wrapped(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+
+
+def _document(derived: Derived) -> dict[str, object]:
+    results = derived.results
     return {
         "identity": results.identity,
         "emulated": results.is_emulated,
@@ -85,8 +126,9 @@ def _document(results: Results, tables: dict[str, Table]) -> dict[str, object]:
         "tables": {
             key: {
                 "rows": json.loads(table.frame().to_json(orient="records")),
-                "speedups": table.speedups(),
+                "averages": table.averages,
+                "speedups": {case.title: table.speedups[case.column] for case in table.measured if table.speedups},
             }
-            for key, table in tables.items()
+            for key, table in derived.tables.items()
         },
     }

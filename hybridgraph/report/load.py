@@ -12,7 +12,15 @@ from typing import Any
 import pandas as pd
 
 from hybridgraph.bench.environment import ENVIRONMENT, read_environment
-from hybridgraph.bench.samples import COLUMNS, IDENTITY_COLUMNS, PHASES, TTFT_COLUMNS, RunIdentity, overflow_told
+from hybridgraph.bench.samples import (
+    COLUMNS,
+    IDENTITY_COLUMNS,
+    PHASES,
+    TTFT_COLUMNS,
+    Phase,
+    RunIdentity,
+    overflow_told,
+)
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.config import Config, as_flag
 from hybridgraph.errors import UserError
@@ -23,6 +31,7 @@ UNTOLD = (
     "seed", "max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers", "decode_tokens",
     "prompt_file",
 )  # fmt: skip
+EMULATED_MARK = "~"  # behind the name of a case whose graphs are emulated
 LARGEST = 1e15  # beyond anything that was measured or counted
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 # What a directory beside the tables must share with them; one that came with a checkout, say, does not.
@@ -47,7 +56,12 @@ class Results:
     def cases(self, kind: str) -> list[Case]:
         """The study's cases, measured or not, and the peers that were measured; emulated graphs are in the title."""
         shown = (*CASES, *(peer for peer in PEERS if peer.name in self.tables[kind]))
-        return [replace(c, title=f"{c.title} (emulated)") if self._emulated(kind, c.name) else c for c in shown]
+        return [
+            replace(c, title=f"{c.title} (emulated)", short=f"{c.label}{EMULATED_MARK}")
+            if self._emulated(kind, c.name)
+            else c
+            for c in shown
+        ]
 
     def missing(self) -> list[Case]:
         """Those of the study that were not measured at all."""
@@ -56,7 +70,11 @@ class Results:
     @property
     def is_emulated(self) -> bool:
         """Whether any row kept was served by emulated graphs."""
-        return any(self._emulated(kind, name) for kind, rows in self.tables.items() for name in rows)
+        return any(map(self.has_emulated, self.tables))
+
+    def has_emulated(self, kind: str) -> bool:
+        """Whether any row of ``kind`` was served by emulated graphs."""
+        return any(self._emulated(kind, name) for name in self.tables[kind])
 
     def _emulated(self, kind: str, name: str) -> bool:
         rows = self.tables[kind].get(name)
@@ -80,12 +98,7 @@ class Results:
 
 def load_results(directory: Path) -> Results:
     """Read every result file of ``directory``; raises UserError with file, line and column of the first bad cell."""
-    found = {
-        (kind, case.name): read_table(path, columns)
-        for kind, columns in COLUMNS.items()
-        for case in (*CASES, *PEERS)
-        if _exists(path := directory / f"{case.name}_{kind}.csv")
-    }
+    found = {which: read_table(path, COLUMNS[which[0]]) for which, path in result_files(directory).items()}
     if not found:
         raise UserError(f"{directory} holds no result files: run a case first, or give its --output-dir")
     environment = read_environment(directory / ENVIRONMENT)
@@ -102,6 +115,16 @@ def load_results(directory: Path) -> Results:
     if sweep is not None and differences(sweep, identity, SAME_STUDY):
         sweep = None
     return Results(tables, identity, environment, left_out, _remarks(tables, environment), sweep)
+
+
+def result_files(directory: Path) -> dict[tuple[Phase, str], Path]:
+    """The result files that are there, by phase and the case's name."""
+    return {
+        (kind, case.name): path
+        for kind in PHASES
+        for case in (*CASES, *PEERS)
+        if _exists(path := directory / f"{case.name}_{kind}.csv")
+    }
 
 
 def _exists(path: Path) -> bool:

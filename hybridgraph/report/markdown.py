@@ -2,169 +2,248 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hybridgraph.bench.samples import PAPER, paths_taken
+import pandas as pd
+
+from hybridgraph.bench.samples import PAPER
+from hybridgraph.cases import Case
+from hybridgraph.contract import GRAPH_PATHS
 from hybridgraph.errors import UserError
 from hybridgraph.report.ablation import Variant
-from hybridgraph.report.claims import claim_rows
+from hybridgraph.report.claims import HYBRIDS, absent_rivals, claim_rows
+from hybridgraph.report.grid import markdown
 from hybridgraph.report.load import LARGEST, Results
-from hybridgraph.report.tables import AVERAGE, Table
+from hybridgraph.report.study import METRICS, STUDY, figures
+from hybridgraph.report.tables import AVERAGE, Table, figure
 
-DISTRIBUTIONS = "What the means hold"
+MEANS = "What the means hold"
+LEGEND = (
+    "In the tables {mark} is the least time of its row. Gain is how many times as fast as the baseline, by the means."
+)
+PROTOCOLS = {PAPER: "the study's (5 + 100 requests a length, no warm-up, back to back)"}
+WEIGHTS = {"dummy": "random weights", "auto": "real weights"}
 
 
-def render(results: Results, tables: dict[str, Table], plots: Sequence[str], variants: Sequence[Variant] = ()) -> str:
+def render(
+    results: Results, tables: Mapping[str, Table], plots: Sequence[str], variants: Sequence[Variant] = ()
+) -> str:
     """The whole report."""
-    sections = [
-        "# Results",
-        provenance(results),
-        *_warnings(results),
-        *(f"![{name}]({name})" for name in plots),
-    ]
-    for table in tables.values():
-        sections += [f"## {table.metric.heading}, ms", _metric_table(table)]
-        sections += table.rules()
-        if speedups := table.speedups():
-            listed = ", ".join(f"{title} {value:.2f} ×" for title, value in speedups.items())
-            lengths = ", ".join(str(length) for length in table.shared.index)
-            sections.append(f"Against the baseline, from the averages over {lengths} tokens: {listed}.")
-    sections += [f"## {DISTRIBUTIONS}", _distributions(results)]
-    sections += ["## The published claims", _claims(results, tables)]
-    if variants:
-        sections += ["## What each part contributes", _ablation(variants)]
-    if economics := _economics(results):
-        sections += ["## What graphs cost", economics]
-    if spent := _spent(results):
-        sections += ["## What the GPU spent", spent]
-    return "\n\n".join(sections) + "\n"
-
-
-def provenance(results: Results) -> str:
-    """One line: what was measured, on what, how, when, by which code."""
-    i = results.identity
-    commit = i["commit"] or "unknown"
+    sections = {
+        **{f"{table.metric.heading}, ms": metric_section(table) for table in tables.values()},
+        "The study's figures beside these, ms": _study(results, tables),
+        "The study's claims": claims_section(results, tables),
+        "What each part contributes": ablation_section(variants),
+        MEANS: _means(results),
+        "Which graphs answered": _paths(results),
+        "What graphs cost": economics_section(results),
+        "What the GPU spent": _spent(results),
+    }
     return (
-        f"{i['device']}; {i['model']}, {i['dtype']}, {i['load_format']} weights; protocol: {i['protocol']}; "
-        f"sampling: {i['sampling']}; {i['started']}; commit {commit}"
+        "\n\n".join(
+            [
+                "# Results",
+                _list([*provenance(results), LEGEND.format(mark="bold")]),
+                *(["**Graphs are emulated here: these are not CUDA Graph results.**"] if results.is_emulated else []),
+                *filter(None, [_list(notes(results))]),
+                *(f"![{name}]({name})" for name in plots),
+                *(f"## {heading}\n\n{text}" for heading, text in sections.items() if text),
+            ]
+        )
+        + "\n"
     )
 
 
-def _warnings(results: Results) -> list[str]:
-    lines = []
-    if results.is_emulated:
-        lines.append("**Graphs are emulated here: these are not CUDA Graph results.**")
-    lines += [f"- {case.title}: empty, {results.why_missing(case)}" for case in results.missing()]
-    return ["\n".join(lines + [f"- {sentence}" for sentence in (*results.left_out, *results.remarks)])]
+def provenance(results: Results) -> list[str]:
+    """What was measured, on what, how, when, by which code: a line each."""
+    i = results.identity
+    weights = WEIGHTS.get(i["load_format"], f"{i['load_format']} weights")
+    return [
+        f"Device: {i['device']}",
+        f"Model: {i['model']}, {i['dtype']}, {weights}",
+        f"Protocol: {PROTOCOLS.get(i['protocol'], i['protocol'])}",
+        f"Sampling: {i['sampling']}",
+        f"Newest run: {i['started']}, commit {i['commit'] or 'unknown'}",
+    ]
 
 
-def _metric_table(table: Table) -> str:
-    frame = table.frame()
-    heading = ["tokens", *(case.title for case in table.cases), "winner"]
-    return _grid(heading, ([_cell(value) for value in row] for row in frame.itertuples(index=False)), bold_last=True)
+def notes(results: Results) -> list[str]:
+    """What a reader must know of the rows: which cases have none and why, what was left out, what was unusual."""
+    empty = [f"{case.title}: empty, {results.why_missing(case)}" for case in results.missing()]
+    return [*empty, *results.left_out, *results.remarks]
 
 
-def _distributions(results: Results) -> str:
-    """Protocol mean, cold, first-seen and warm apart, beside device time, floor and the paths taken."""
-    times = ("mean_ms", "cold_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms")
-    columns = (*times, "floor_ratio", "sustained_floor_ms")
-    rows = []
-    for case in results.cases("ttft"):
-        if case.name in results.tables["ttft"]:
-            for length, row in results.tables["ttft"][case.name].iterrows():
-                cells = (_cell(row[column]) for column in columns)
-                rows.append([case.title, str(length), *cells, paths_taken(row.to_dict())])
-    named = ["mean", "cold", "first seen", "warm mean", "device", "floor", "ratio", "sustained floor"]
-    heading = ["case", "tokens", *named, "paths"]
-    rule = (
-        "Milliseconds; ratio is warm mean to floor. The floor is the least time that bandwidth and matrix rate allow, "
-        "both as short bursts reach them; the sustained floor has the matrix rate that power allows without a pause."
-    )
-    return f"{_grid(heading, rows)}\n\n{rule}"
+def metric_section(table: Table) -> str:
+    """A table over prompt lengths, winners in bold."""
+    grid = markdown(*table.text(winner="**{}**"))
+    return "\n\n".join([grid, *table.rules()])
 
 
-def _claims(results: Results, tables: dict[str, Table]) -> str:
-    measured = "measured on EMULATED graphs" if results.is_emulated else "measured"
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _study(results: Results, tables: Mapping[str, Table]) -> str:
+    """Each figure of the study's tables, and what was measured here, next to each other."""
+    sections = []
+    for metric in METRICS:
+        printed, table = figures(metric), tables[metric]
+        here = {case.name: case for case in table.cases}  # with what is told of emulated graphs
+        heading = [cell for case in STUDY for cell in (case.label, f"here{here[case.name].label[len(case.label) :]}")]
+        lengths = sorted({*printed.index, *table.values.index})
+        pairs = pd.concat([printed, table.values[[case.column for case in STUDY]]], axis=1, keys=("study", "here"))
+        pairs = pairs.reindex(lengths)
+        rows = [[str(length), *_pairs(pairs.loc[length])] for length in lengths]
+        shared = pairs.loc[:, [column for column in pairs if pairs[column].notna().any()]].dropna()
+        if len(shared):
+            rows.append([AVERAGE, *_pairs(shared.mean().reindex(pairs.columns))])
+        sections += [f"### {table.metric.heading}", markdown(["tokens", *heading], rows, together=2)]
+    i = results.identity
+    rules = [
+        "Left in a pair is what the study's table has, right what was measured here.",
+        "The study measured Llama-2-7B in float16 by its own protocol, on a GPU that it does not name. "
+        f"Here: {i['model']} in {i['dtype']} by the protocol '{i['protocol']}', on {i['device']}.",
+    ]
+    return "\n\n".join([*sections, _list(rules)])
+
+
+def _pairs(row: pd.Series[float]) -> list[str]:
+    return [figure(float(row[kind, case.column])) for case in STUDY for kind in ("study", "here")]
+
+
+def claims_section(results: Results, tables: Mapping[str, Table]) -> str:
+    """What the study claims, and whether it holds here."""
     judged = results.identity["protocol"] == PAPER and not results.is_emulated
-    heading = ["claim", "published text", "published tables", f"{measured}: Case 4", f"{measured}: Case 4 fused"]
-    rule = (
-        "A claim holds where the measured figure is at least the claimed one; a speed-up is of the averages over the "
-        "lengths that both cases have. Only the study's protocol, at all of its lengths and on real graphs, gets a "
-        "verdict. The protocol's means include cold and first-seen requests; the table under "
-        f"'{DISTRIBUTIONS}' shows which case pays for what there."
-    )
-    return f"{_grid(heading, claim_rows(tables, judged=judged))}\n\n{rule}"
+    shown = {case.name: case.label for case in tables["ttft"].cases}
+    heading = ["claim", "text", "tables", *(shown[hybrid.name] for hybrid in HYBRIDS)]
+    rules = [
+        "Text is what the study says, tables is what its own tables give. The last two columns were measured here.",
+        "A claim holds where the measured figure is at least the claimed one. TTFT is the protocol's mean, which "
+        f"includes cold and first-seen requests ('{MEANS}' has them apart). Warm is the same without them.",
+        "A speed-up is of the averages over the lengths that both cases have. Only the study's protocol gets a "
+        "verdict, at all of its lengths and on real graphs.",
+        "The last row counts where CUDA Graph alone has the lowest P99, up to 350 tokens.",
+    ]
+    if judged and (absent := absent_rivals(tables)):
+        names = " and ".join(case.title for case in absent)
+        rules.append(f"Open: {names} {'was' if len(absent) == 1 else 'were'} not measured and could win some rows.")
+    return "\n\n".join([markdown(heading, claim_rows(tables, judged=judged)), _list(rules)])
 
 
-def _ablation(variants: Sequence[Variant]) -> str:
+def ablation_section(variants: Sequence[Variant]) -> str:
     """The cases and what becomes of them with one setting changed, over the lengths that all of these have."""
+    if not variants:
+        return ""
     lengths = sorted(set.intersection(*({*variant.ttft.index} & {*variant.p99.index} for variant in variants)))
     averages = [variant.averages(lengths) for variant in variants]
     rows = [
-        [variant.case.title, f"`{variant.flags}`" if variant.flags else "", *map(_cell, figures.values())]
+        [variant.case.label, shortened(variant.flags), *map(figure, figures.values())]
         for variant, figures in zip(variants, averages, strict=True)
     ]
     rule = (
-        f"Milliseconds, averages over {', '.join(map(str, lengths))} tokens. Outside the device: sockets, checks, what "
-        "is done on the host before a replay, and waking up."
+        f"Milliseconds, averages over {', '.join(map(str, lengths))} tokens. First is the first request of a length. "
+        "What a warm request takes beyond the device's time is sockets, checks, the host's work before a replay, and "
+        "waking up."
     )
-    return f"{_grid(['case', 'changed', *averages[0]], rows)}\n\n{rule}"
+    return f"{markdown(['case', 'changed', *averages[0]], rows, keys=2)}\n\n{rule}"
 
 
-def _economics(results: Results) -> str:
-    keys = ("seconds_a_graph", "driver_mib_a_graph", "saved_ms_a_request", "requests_to_pay_back")
+def shortened(flags: str) -> str:
+    """Flags for a cell: of a list of lengths the ends."""
+    short = re.sub("([0-9]+),[0-9,]+,([0-9]+)", r"\1,…,\2", flags)
+    return f"`{short}`" if short else ""
+
+
+def _means(results: Results) -> str:
+    """For each case: protocol mean, first request and warm mean apart, beside device time and floors."""
+    columns = ("warm_mean_ms", "device_ms", "floor_ms", "floor_ratio", "sustained_floor_ms")
+    heading = ["tokens", "mean", "first", "warm", "device", "floor", "× floor", "sustained"]
+    sections = []
+    for case, table in _measured(results, "ttft"):
+        rows = []
+        for length, row in table.iterrows():
+            first = f"{figure(row['cold_ms'])}*" if pd.notna(row["cold_ms"]) else figure(row["first_seen_ms"])
+            rows.append([str(length), figure(row["mean_ms"]), first, *(figure(row[column]) for column in columns)])
+        sections += [f"### {case.title}", markdown(heading, rows)]
+    rules = [
+        "Milliseconds. Mean is of the protocol's requests, first of the first request at a length (*: cold, the first "
+        "of the process), warm of all others, device of the warm ones' time on the device.",
+        "The floor is the least time that bandwidth and matrix rate allow, both as short bursts reach them. × floor is "
+        "the warm mean over it. The sustained floor has the matrix rate that power allows without a pause.",
+    ]
+    return "\n\n".join([*sections, _list(rules)])
+
+
+def _paths(results: Results) -> str:
+    """How many requests each kind of graph answered, a row a case."""
     rows = []
+    for case, table in _measured(results, "ttft"):
+        rows.append([case.title, *(figure(f"{table[path].sum():.0f}") for path in GRAPH_PATHS)])
+    rule = "Requests for TTFT and P99 together."
+    return f"{markdown(['case', *GRAPH_PATHS], rows)}\n\n{rule}" if rows else ""
+
+
+def economics_section(results: Results) -> str:
+    """What a graph costs and saves, and what the pools counted."""
+    keys = ("seconds_a_graph", "driver_mib_a_graph", "saved_ms_a_request", "requests_to_pay_back")
+    rows, counted = [], []
     for case in results.cases("ttft"):
         if costs := results.told(case, "stats", "economics"):
             startup = results.told(case, "stats", "server").get("startup_s")
+            rows.append([case.label, *(figure(costs.get(key)) for key in keys), figure(startup)])
             counters = results.told(case, "stats", "counters")
-            counted = ", ".join(f"{name} {count}" for name, count in counters.items() if count)
-            rows.append([case.title, *(_cell(costs.get(key)) for key in keys), _cell(startup), counted])
-    heading = [
-        "case",
-        "s a graph",
-        "MiB a graph",
-        "ms saved a request",
-        "requests to pay back",
-        "s to Ready",
-        "counters",
-    ]
-    rule = (
+            counts = ", ".join(f"{name} {count}" for name, count in counters.items() if count)
+            counted += [f"{case.title}: {counts}"] if counts else []
+    rules = [
         "Medians, of MiB the mean, over the prefill graphs captured before serving, without those whose length was "
-        "captured again since; a request saves the time of the same forward without a graph less a replay's: the "
-        "longer the prompt, the less, and the cases capture different lengths."
-    )
-    return f"{_grid(heading, rows)}\n\n{rule}" if rows else ""
+        "captured again since.",
+        "A request saves the time of the same forward without a graph, less a replay's. The longer the prompt the less "
+        "it saves, and the cases capture different lengths.",
+        *counted,
+    ]
+    heading = ["case", "s/graph", "MiB/graph", "saved, ms", "pays after", "ready, s"]
+    return f"{markdown(heading, rows)}\n\n{_list(rules)}" if rows else ""
 
 
 def _spent(results: Results) -> str:
     """Power, energy and clock under each length's P99 requests, with whatever pauses the protocol has."""
-    rows = []
-    for case in results.cases("p99"):
-        measured = results.tables["p99"].get(case.name)
-        for length, requests in () if measured is None else measured["samples"].items():
+    cells: dict[str, dict[tuple[int, str], object]] = {}
+    cases = []
+    for case, table in _measured(results, "p99"):
+        for length, requests in zip(map(int, table.index), table["samples"], strict=True):
             if spent := results.told(case, "gpu_spent", "p99", str(length)):
-                rows.append([case.title, str(length), *map(_cell, _rates_of(spent, requests))])
-    heading = [
-        "case",
-        "tokens",
-        "W",
-        "J a request, pauses included" if "apart" in results.identity["protocol"] else "J a request",
-        "% of time capped by power",
-        "by temperature",
-        "SM clock after, MHz",
-    ]
-    rule = (
+                cases += [case] if case not in cases else []
+                for name, value in rates_of(spent, requests).items():
+                    cells.setdefault(name, {})[length, case.name] = value
+    refused = sorted({str(v) for by_cell in cells.values() for v in by_cell.values() if isinstance(v, str)})
+    nothing = [name for name, by_cell in cells.items() if not any(by_cell.values())]
+    sections = []
+    for name, by_cell in cells.items():
+        if name in nothing:
+            continue
+        rows = [
+            [str(length), *(_told(by_cell.get((length, case.name))) for case in cases)]
+            for length in sorted({length for length, _ in by_cell})
+        ]
+        sections += [f"### {name}", markdown(["tokens", *(case.label for case in cases)], rows)]
+    rules = [
         "By the driver's counters, which are coarse: over rows of some tenths of a second to a few seconds, power and "
-        "energy are known to about a tenth, and may show more than the chip's limit. The first row of a case may still "
-        "count the phase before it."
-    )
-    return f"{_grid(heading, rows)}\n\n{rule}" if rows else ""
+        "energy are known to about a tenth, and may show more than the chip's limit.",
+        "The first row of a case may still count the phase before it.",
+        *(["Energy of a request includes its pause."] if "apart" in results.identity["protocol"] else []),
+        *(f"{name}: none in any row." for name in nothing),
+        *(f"A dash: {reason}" for reason in refused),
+    ]
+    return "\n\n".join([*sections, _list(rules)]) if sections else ""
 
 
-def _rates_of(spent: dict[str, Any], requests: float) -> list[object]:
+def _told(value: object) -> str:
+    return "–" if isinstance(value, str) else figure(value)
+
+
+def rates_of(spent: dict[str, Any], requests: float) -> dict[str, object]:
     """What was counted over a row, by time and by request; a refusal stays as it was told."""
 
     def scaled(key: str, factor: float) -> object:
@@ -174,19 +253,17 @@ def _rates_of(spent: dict[str, Any], requests: float) -> list[object]:
     wall_ms = spent.get("wall_ms")
     if not (isinstance(wall_ms, (int, float)) and 0 < wall_ms < LARGEST):
         raise UserError("environment.json: wall_ms in gpu_spent is no time that a row took")
-    shares = [scaled(key, 100 / wall_ms) for key in ("power_capped_ms", "thermally_capped_ms")]
-    return [scaled("energy_j", 1e3 / wall_ms), scaled("energy_j", 1 / requests), *shares, spent.get("sm_clock_mhz")]
+    return {
+        "Energy of a request, J": scaled("energy_j", 1 / requests),
+        "Power, W": scaled("energy_j", 1e3 / wall_ms),
+        "Time capped by power, %": scaled("power_capped_ms", 100 / wall_ms),
+        "Time capped by temperature, %": scaled("thermally_capped_ms", 100 / wall_ms),
+        "SM clock after the row, MHz": spent.get("sm_clock_mhz"),
+    }
 
 
-def _grid(heading: Sequence[str], rows: Iterable[Sequence[str]], *, bold_last: bool = False) -> str:
-    lines = [f"| {' | '.join(heading)} |", f"| {' | '.join('---' for _ in heading)} |"]
-    for row in rows:
-        cells = [f"**{cell}**" if bold_last and row[0] == AVERAGE and cell else cell for cell in row]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.2f}"
-    return "" if value is None else str(value)
+def _measured(results: Results, kind: str) -> Iterable[tuple[Case, pd.DataFrame]]:
+    """The cases that have rows of ``kind``, with those."""
+    return [
+        (case, results.tables[kind][case.name]) for case in results.cases(kind) if case.name in results.tables[kind]
+    ]

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from hybridgraph.cases import CASE1, Case
-from hybridgraph.report.load import Results
+from hybridgraph.report.load import EMULATED_MARK, Results
 
-AVERAGE = "AVERAGE"
+AVERAGE, GAIN = "mean", "gain"  # the last rows, as a person reads them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A figure of the result files that gets a table of its own."""
 
-    key: str
-    kind: str  # which file
+    key: str  # its files are called final_KEY…
+    kind: str  # which result file it is in
     column: str  # which column there
     suffix: str  # of the table's columns
     heading: str
 
 
+WARM = Metric(key="warm_ttft", kind="ttft", column="warm_mean_ms", suffix="_warm_ms", heading="Warm TTFT, mean")
 TTFT = Metric(key="ttft", kind="ttft", column="mean_ms", suffix="_ms", heading="TTFT, mean of the protocol's requests")
-WARM = Metric(key="warm", kind="ttft", column="warm_mean_ms", suffix="_ms", heading="Warm TTFT, mean")
 P99 = Metric(key="p99", kind="p99", column="p99_ms", suffix="_p99_ms", heading="P99 of TTFT")
 DECODE = Metric(key="decode", kind="decode", column="itl_mean_ms", suffix="_itl_ms", heading="ITL, mean")
+METRICS = (WARM, TTFT, P99, DECODE)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Table:
     cases: Sequence[Case]
     values: pd.DataFrame
     fewest_samples: int | None = None  # behind any of its figures
+    is_emulated: bool = False  # whether any of its rows was served by emulated graphs
 
     @property
     def measured(self) -> list[Case]:
@@ -54,41 +56,77 @@ class Table:
         """Mean over the shared rows, by the case's column."""
         return {str(column): float(value) for column, value in self.shared.mean().items()} if len(self.shared) else {}
 
+    @property
+    def speedups(self) -> dict[str, float]:
+        """How many times as fast as the baseline each measured case is, from the averages, by the case's column."""
+        averages = self.averages
+        if CASE1.column not in averages:
+            return {}
+        return {column: averages[CASE1.column] / average for column, average in averages.items()}
+
     def rules(self) -> list[str]:
-        """What a reader must know of its figures: what a P99 is, and the averages' rows where those are not all."""
+        """What a reader must know of its figures."""
         rules = []
+        if self.is_emulated:
+            rules.append(
+                f"{EMULATED_MARK} Graphs are emulated here: a replay calls the captured function again. "
+                "These are no CUDA Graph results, and no case wins."
+            )
         if self.metric == P99 and self.fewest_samples:
             rank = self.fewest_samples - math.ceil(0.99 * self.fewest_samples) + 1
             named = {1: "the largest", 2: "the second largest"}.get(rank, f"number {rank} from the top")
             rules.append(f"By nearest rank: of {self.fewest_samples} requests a length, {named}.")
         if len(self.shared) < len(self.values):
             lengths = ", ".join(str(length) for length in self.shared.index) or "none"
-            rules.append(f"{AVERAGE} is over the lengths that every measured case has: {lengths}.")
+            rules.append(f"The mean is over the lengths that every measured case has: {lengths}.")
         return rules
 
-    def winner(self, row: pd.Series[float]) -> str:
-        """The case with the least time, or all that share it; empty where fewer than two were measured."""
-        known = row.dropna()
-        if len(known) < 2:
-            return ""
-        return " = ".join(case.title for case in self.cases if known.get(case.column) == known.min())
+    def winners(self, row: Mapping[str, float]) -> list[Case]:
+        """Those with the least time; none where fewer than two were measured, or where graphs are emulated."""
+        known = {case: row[case.column] for case in self.cases if not math.isnan(row.get(case.column, math.nan))}
+        if len(known) < 2 or self.is_emulated:
+            return []
+        return [case for case, value in known.items() if value == min(known.values())]
+
+    def named_winners(self, row: Mapping[str, float]) -> str:
+        """The same as text, for a cell."""
+        return " = ".join(case.title for case in self.winners(row))
 
     def frame(self) -> pd.DataFrame:
-        """The table as it is written: lengths, one column a case, the winner, and the averages last."""
+        """The table as it is written: lengths, one column a case, the winner."""
         frame = self.values.copy()
-        frame["winner"] = [self.winner(row) for _, row in self.values.iterrows()]
-        averages = pd.Series(self.averages).reindex(self.values.columns)
-        frame.loc[AVERAGE] = [*averages, self.winner(averages)]
+        frame["winner"] = [self.named_winners(row) for row in self._rows()]
         frame = frame.rename(columns={case.column: case.column + self.metric.suffix for case in self.cases})
         frame.index.name = "prompt_length"
         return frame.reset_index()
 
-    def speedups(self) -> dict[str, float]:
-        """How many times faster than the baseline each measured case is, from the averages."""
-        averages = self.averages
-        if CASE1.column not in averages:
-            return {}
-        return {case.title: averages[CASE1.column] / averages[case.column] for case in self.measured}
+    def text(self, *, winner: str, other: str = "{}") -> tuple[list[str], list[list[str]]]:
+        """Heading and rows as a person reads them: a row a length, then averages and what they gain on the baseline.
+
+        ``winner`` and ``other`` are what a cell is written as: formats of its text.
+        """
+
+        def cells(row: Mapping[str, float]) -> list[str]:
+            winners = self.winners(row)
+            shown = {case: figure(row.get(case.column)) for case in self.cases}
+            return [(winner if case in winners else other).format(cell) for case, cell in shown.items()]
+
+        lines = [[str(length), *cells(row)] for length, row in zip(self.values.index, self._rows(), strict=True)]
+        if averages := self.averages:
+            lines.append([AVERAGE, *cells(averages)])
+        if (speedups := self.speedups) and not self.is_emulated:
+            lines.append([GAIN, *(figure(speedups.get(case.column), " ×") for case in self.cases)])
+        return ["tokens", *(case.label for case in self.cases)], lines
+
+    def _rows(self) -> list[dict[str, float]]:
+        return [{str(column): float(value) for column, value in row.items()} for _, row in self.values.iterrows()]
+
+
+def figure(value: object, unit: str = "") -> str:
+    """A cell with two decimals; empty where nothing is known."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.2f}{unit}"
+    return "" if value is None else f"{value}{unit}"
 
 
 def build_table(results: Results, metric: Metric) -> Table:
@@ -99,4 +137,15 @@ def build_table(results: Results, metric: Metric) -> Table:
     values = pd.DataFrame(columns).astype(float).sort_index()
     values.index = values.index.astype(int)
     samples = [rows["samples"].min() for rows in tables.values() if "samples" in rows]
-    return Table(metric, cases, values, int(min(samples)) if samples else None)
+    return Table(metric, cases, values, int(min(samples)) if samples else None, results.has_emulated(metric.kind))
+
+
+def averages_frame(tables: Sequence[Table]) -> pd.DataFrame:
+    """The averages of all tables, a row each: which figure, over how many lengths, one column a case, the winner."""
+    rows = []
+    for table in tables:
+        if averages := table.averages:
+            columns = {f"{case.column}_ms": averages.get(case.column, math.nan) for case in table.cases}
+            told = {"figure": table.metric.key, "lengths": len(table.shared)}
+            rows.append(told | columns | {"winner": table.named_winners(averages)})
+    return pd.DataFrame(rows)
