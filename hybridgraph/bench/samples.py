@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from hybridgraph.contract import GRAPH_PATHS, STUDY_PATHS, GraphPath
+from hybridgraph.bench import columns
+from hybridgraph.contract import GRAPH_PATHS, GraphPath
 
 # "cold": the process's first request; "first_seen": the first at its prompt length, of one token or of several;
 # "warm": every other.
@@ -72,22 +73,5 @@ class RunIdentity:
 
 IDENTITY_COLUMNS = tuple(f.name for f in fields(RunIdentity))
 
-TTFT_COLUMNS = (
-    "prompt_length", "mean_ms", "std_ms", "min_ms", "max_ms", "samples",
-    "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio",
-    *STUDY_PATHS, *IDENTITY_COLUMNS, "cold_ms", "warm_p50_ms", "warm_samples", "engine_ttft_ms", "gc_collections",
-    "chunked", "sustained_floor_ms", "overflowed",
-)  # fmt: skip
-
-P99_COLUMNS = (
-    "prompt_length", "mean_ms", "p99_ms", "samples",
-    *STUDY_PATHS, *IDENTITY_COLUMNS, "p50_ms", "min_ms", "max_ms", "device_mean_ms", "device_p99_ms", "gc_collections",
-    "chunked", "warm_samples", "overflowed",
-)  # fmt: skip
-
-DECODE_COLUMNS = (
-    "prompt_length", "new_tokens", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms", "tokens_per_s", "gb_per_s", "floor_ms",
-    *IDENTITY_COLUMNS, "samples", "first_itl_ms", "overflowed",
-)  # fmt: skip
-
+TTFT_COLUMNS, P99_COLUMNS, DECODE_COLUMNS = tuple(columns.TTFT), tuple(columns.P99), tuple(columns.DECODE)
 COLUMNS: dict[Phase, tuple[str, ...]] = {"ttft": TTFT_COLUMNS, "p99": P99_COLUMNS, "decode": DECODE_COLUMNS}
