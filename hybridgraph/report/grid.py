@@ -9,20 +9,22 @@ WIDTH = 80
 _FIGURE = re.compile(r"[-–\d.,×%*~ ]*")  # what a column of numbers holds
 
 
-def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]], *, keys: int = 1, together: int = 1) -> str:
-    """A Markdown table, or several below each other where one would be wider than WIDTH.
+def markdown(
+    heading: Sequence[str], rows: Iterable[Sequence[str]], *, keys: int = 1, together: int = 1, width: int = WIDTH
+) -> str:
+    """A Markdown table, or several below each other where one would be wider than ``width``.
 
     The first ``keys`` columns are in every part; of the others, ``together`` at a time are never parted.
     """
     columns = _columns(heading, rows)
-    return "\n\n".join(_markdown(part) for part in _parts(columns, keys, together))
+    return "\n\n".join(_markdown(part) for part in _parts(columns, keys, together, width))
 
 
 def plain(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The same for a terminal, which shows no Markdown: columns without lines between them."""
     return "\n\n".join(
         "\n".join("  ".join(cells).rstrip() for cells in zip(*map(_padded, part), strict=True))
-        for part in _parts(_columns(heading, rows), keys=1, together=1)
+        for part in _parts(_columns(heading, rows), keys=1, together=1, most=WIDTH)
     )
 
 
@@ -30,14 +32,14 @@ def _columns(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[list
     return [list(column) for column in zip(heading, *rows, strict=True)]
 
 
-def _parts(columns: list[list[str]], keys: int, together: int) -> list[list[list[str]]]:
+def _parts(columns: list[list[str]], keys: int, together: int, most: int) -> list[list[list[str]]]:
     def width(part: list[list[str]]) -> int:
         return 1 + sum(3 + max(map(len, column)) for column in part)
 
     parts = [columns[:keys]]
     for first in range(keys, len(columns), together):
         group = columns[first : first + together]
-        if len(parts[-1]) > keys and width(parts[-1] + group) > WIDTH:
+        if len(parts[-1]) > keys and width(parts[-1] + group) > most:
             parts.append(columns[:keys])
         parts[-1] = parts[-1] + group
     return parts

@@ -33,13 +33,13 @@ def render(
     """The whole report."""
     sections = {
         **{f"{table.metric.heading}, ms": metric_section(table) for table in tables.values()},
-        "The study's figures beside these, ms": _study(results, tables),
+        "The study's figures beside these, ms": study_section(results, tables),
         "The study's claims": claims_section(results, tables),
         "What each part contributes": ablation_section(variants),
         MEANS: _means(results),
         "Which graphs answered": _paths(results),
         "What graphs cost": economics_section(results),
-        "What the GPU spent": _spent(results),
+        "What the GPU spent": spent_section(results),
     }
     return (
         "\n\n".join(
@@ -85,7 +85,7 @@ def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _study(results: Results, tables: Mapping[str, Table]) -> str:
+def study_section(results: Results, tables: Mapping[str, Table]) -> str:
     """Each figure of the study's tables, and what was measured here, next to each other."""
     sections = []
     for metric in METRICS:
@@ -207,7 +207,7 @@ def economics_section(results: Results) -> str:
     return f"{markdown(heading, rows)}\n\n{_list(rules)}" if rows else ""
 
 
-def _spent(results: Results) -> str:
+def spent_section(results: Results) -> str:
     """Power, energy and clock under each length's P99 requests, with whatever pauses the protocol has."""
     cells: dict[str, dict[tuple[int, str], object]] = {}
     cases = []
