@@ -125,6 +125,18 @@ MAX_STAGES = 12  # of the ring: no tile that serves a long matrix has room for m
 MOST_ACROSS = 200  # tokens of one wgmma: of more, a thread's sums do not fit the registers that it starts with
 
 
+@dataclass(frozen=True)
+class PackedRow:
+    """Hopper: one row times a packed matrix."""
+
+    warps: int = 8  # that multiply; each takes a tile of a stage
+    shared_bytes: int = 100 * 1024  # of a block: two fit a multiprocessor, so that the next kernel's ring fills early
+    blocks_a_multiprocessor: int = 1
+
+
+PACKED_ROW = PackedRow()
+
+
 def limits_on(chip: str) -> Limits:
     """Those of the device that calls itself ``chip``; of a Hopper that was not measured, the H200's."""
     return next((limits for name, limits in LIMITS.items() if name in chip), LIMITS["H200"])

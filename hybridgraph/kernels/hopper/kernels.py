@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
-import torch
 from torch import Tensor
 
 from hybridgraph.kernels.heuristics import ENOUGH_PARTS, Blocks, Limits
 from hybridgraph.kernels.hopper.gemm import UNIT, Gemm, compile_together, tile_for
+from hybridgraph.kernels.hopper.nvrtc import multiprocessors
 from hybridgraph.kernels.portable import TritonKernels
 
 MAX_WARPGROUPS = 3  # of a block: more leave a thread too few registers for its sums
@@ -108,8 +107,3 @@ def fits(weight: Tensor) -> bool:
     """Whether tensor maps can describe units of it."""
     rows, columns = weight.shape
     return rows % UNIT == 0 and columns % 8 == 0 and weight.is_contiguous()
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

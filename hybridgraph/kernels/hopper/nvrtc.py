@@ -19,7 +19,7 @@ import torch
 
 ARCHITECTURE = "sm_90a"
 OPTIONS = (f"--gpu-architecture={ARCHITECTURE}", "--std=c++17")
-HEADERS = ("ptx.cuh",)
+HEADERS = ("ptx.cuh", "packed.cuh")
 DIRECTORY = Path(__file__).parent
 
 
@@ -131,6 +131,11 @@ def check(answer: tuple[Any, ...]) -> tuple[Any, ...]:
     if int(error) != 0:
         raise RuntimeError(f"CUDA: {error.name}")
     return tuple(values)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

@@ -1,0 +1,105 @@
+"""Builds and launches ``gemv.cu``: one row times a packed weight matrix, on Hopper."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass
+from functools import cache
+
+from torch import Tensor
+
+from hybridgraph.kernels.heuristics import PACKED_ROW, PackedRow
+from hybridgraph.kernels.hopper import nvrtc
+from hybridgraph.kernels.hopper.nvrtc import Launch, Program, multiprocessors
+from hybridgraph.kernels.packed import STEP, TILE_BYTES, PackedMatrix
+
+
+class _Arguments(ctypes.Structure):
+    """``struct Arguments`` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("words", "starts", "exceptions", "row", "norm", "bias", "out")),
+        ("eps", ctypes.c_float),
+        ("num_rows", ctypes.c_int),
+        ("num_groups", ctypes.c_int),
+    )
+
+
+@dataclass(frozen=True)
+class Gemv:
+    """What makes one kernel of ``gemv.cu``."""
+
+    columns: int
+    swiglu: bool = False
+    norm: bool = False
+    bias: bool = False
+    add: bool = False
+    exceptions: bool = False
+    tuned: PackedRow = PACKED_ROW
+
+    @property
+    def row_bytes(self) -> int:
+        """Shared memory that the row takes: rounded to float16 and, where it was normed, what rounding left."""
+        return math.ceil(self.columns / STEP) * (256 if self.norm else 128)
+
+    @property
+    def stages(self) -> int:
+        return (self.tuned.shared_bytes - self.row_bytes) // (self.tuned.warps * TILE_BYTES)
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * self.tuned.warps * TILE_BYTES + self.row_bytes
+
+    @property
+    def program(self) -> Program:
+        return _program(self)
+
+
+def launch(
+    gemv: Gemv,
+    row: Tensor,
+    matrix: PackedMatrix,
+    out: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    bias: Tensor | None = None,
+    overlap: bool,
+) -> None:
+    """``row`` [1, k] times ``matrix`` [m, k] transposed to ``out`` [1, m] (of ``swiglu``: [1, m / 2]).
+
+    Launches on the current stream, ``overlap``: before the kernel in front has ended. Raises RuntimeError.
+    """
+    groups = matrix.words.shape[0]
+    tensors = (matrix.words, matrix.starts, matrix.exceptions, row, norm, bias, out)
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    arguments = _Arguments(*pointers, eps, out.shape[1], groups)
+    how = Launch(
+        grid=(min(groups, gemv.tuned.blocks_a_multiprocessor * multiprocessors(row.device)), 1),
+        threads=32 * (gemv.tuned.warps + 1),
+        shared_bytes=gemv.shared_bytes,
+        overlap=overlap,
+    )
+    nvrtc.launch(gemv.program, how, row.device, (arguments, None))
+
+
+def fits(columns: int) -> bool:
+    """Whether a row of so many columns can be read 16 bytes at a time and leaves room for the weights' ring."""
+    return columns % 8 == 0 and Gemv(columns, norm=True).stages >= 2
+
+
+@cache
+def _program(gemv: Gemv) -> Program:
+    values = {
+        "ELEMENT": "f16",
+        "EPILOGUE": "store_swiglu" if gemv.swiglu else "store_rows",
+        "COLUMNS": gemv.columns,
+        "WARPS": gemv.tuned.warps,
+        "STAGES": gemv.stages,
+        "NORM": int(gemv.norm),
+        "BIAS": int(gemv.bias),
+        "ADD": int(gemv.add),
+        "EXCEPTIONS": int(gemv.exceptions),
+    }
+    return Program("gemv.cu", "\n".join(f"#define {name} {value}" for name, value in values.items()), "gemv")
