@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES, SMALL, tiny_model, without_ties
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from hybridgraph.engine.forward import weights as weights_module
 from hybridgraph.engine.forward.fused import FusedForward
 from hybridgraph.errors import UserError
 from hybridgraph.models.loading import LoadedModel
@@ -208,3 +209,54 @@ def test_real_model_answers_as_generate_does(trained: LoadedModel) -> None:
     forward = FusedForward(trained.module)
     for prompt, expected in answers:
         assert greedy(forward, prompt, 64) == expected
+
+
+def released(name: str, directory: Path) -> PreTrainedModel:
+    """A tiny model in float16 of weights that were bfloat16, a few of them too large to be packed."""
+    model = tiny_model(name, directory, dtype="float16").module
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+        if parameter.dim() > 1:
+            flat = parameter.view(-1)
+            flat[torch.randint(flat.numel(), (2,))] = 0.75
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-tied", "qwen2", "qwen3"])
+def test_packed_weights_give_the_plain_ones_logits_bit_for_bit(
+    name: str, tmp_path: Path, random_ids: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_module, "MOST_EXCEPTIONS", 0.01)  # tiny matrices: two in some thousand
+    model = released(name, tmp_path)
+    prompt = random_ids(9, 500)
+    answers = []
+    for weights in ("plain", "packed"):
+        forward = FusedForward(model, weights=weights)
+        assert (forward.why_plain is None) == (weights == "packed")
+        logits, cache = prefill(forward, prompt, 12)
+        prefilled = logits.clone()
+        forward.decode(torch.tensor([7]), torch.tensor([9]), cache, logits)  # type: ignore[arg-type]
+        answers.append((prefilled, logits))
+    assert all(map(torch.equal, *answers))
+
+
+@torch.inference_mode()
+def test_packed_weights_that_do_not_fit_are_refused_with_their_count(tmp_path: Path) -> None:
+    model = tiny_model("llama-gqa", tmp_path, dtype="float16").module
+    for parameter in model.parameters():
+        parameter.normal_(0.0, 0.02)  # eleven significant bits
+    with pytest.raises(UserError, match=r"--weights packed: [\d,]+ of [\d,]+ weights do not fit twelve bits"):
+        FusedForward(model, weights="packed")
+    why = FusedForward(model, weights="auto").why_plain
+    assert why is not None and "do not fit twelve bits" in why
+    with pytest.raises(UserError, match="float32"):
+        FusedForward(model.float(), weights="packed")
+
+
+def test_packed_weights_too_large_for_any_packing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module, "MOST_EXCEPTIONS", 0.01)
+    model = released("llama-gqa", tmp_path)
+    model.lm_head.weight.data[3, 3] = 20000.0
+    with pytest.raises(UserError, match="--weights packed: weights beyond"):
+        FusedForward(model, weights="packed")

@@ -47,14 +47,21 @@ def test_main_without_a_gpu_says_so_in_one_line(program: str) -> None:
 
 
 def test_cases_cover_every_kernel_and_matrix(cases: list[Case]) -> None:
-    kernels = {name for name in vars(Kernels) if not name.startswith("_")} - {"name", "reads_masked", "prepare"}
+    kernels = {name for name in vars(Kernels) if not name.startswith("_")} - {
+        "name",
+        "reads_masked",
+        "reads_packed",
+        "prepare",
+    }
     assert {case.kernel for case in cases} == kernels
     assert {case.matrix for case in cases} == {"", *MATRICES}
+    packed = bench.cases(small_work(torch.float16), ReferenceKernels(), ())
+    assert {case.matrix for case in packed} == {"", *MATRICES, *(f"{name}, packed" for name in MATRICES)}
     assert {case.rows for case in cases} == {1, *ROWS}
 
 
 def test_cases_run_on_both_sides(cases: list[Case]) -> None:
-    for case in cases:
+    for case in [*cases, *bench.cases(small_work(torch.float16), ReferenceKernels(), ())]:
         case.ours.run_all()
         case.replaced.run_all()
         assert len(case.ours.sets) == len(case.replaced.sets) >= 2
@@ -69,7 +76,7 @@ def test_sets_together_exceed_the_cache_four_times() -> None:
 
 
 def test_floor_of_a_row_times_a_matrix_is_what_its_weights_take() -> None:
-    work = Workload(shape_of("llama-2-7b"), torch.float16, torch.device("meta"), cache_bytes=1)
+    work = Workload(shape_of("llama-2-7b"), torch.bfloat16, torch.device("meta"), cache_bytes=1)
     rates = Rates(bytes_per_s=4e12, flops_per_s=8e14)
     floors = {
         (case.kernel, case.matrix): case.floor_us(rates)
@@ -107,6 +114,7 @@ def test_probes_cover_every_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     work, limits = small_work(torch.float16), limits_on("H200")
     probes = [*tune.triton_probes(work), *tune.hopper_probes(work, limits)]
     tuned = {field.name for of in (Blocks, Limits) for field in fields(of)} | {"SHARING_TOKENS", "ENOUGH_PARTS"}
+    tuned |= {f"PACKED_ROW {name}" for name in MATRICES}
     assert {probe.name for probe in probes} == tuned
     for probe in probes:
         if isinstance(probe, tune.Choice):
@@ -117,7 +125,9 @@ def test_probes_cover_every_constant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables_fit_80_columns() -> None:
-    timing = Timing(kernel="linear_add_norm", matrix="gate_up", rows=4096, us=12345.67, floor_us=12.3, replaced_us=9.9)
+    timing = Timing(
+        kernel="linear_add_norm", matrix="gate_up, packed", rows=4096, us=12345.67, floor_us=12.3, replaced_us=9.9
+    )
     finding = Finding(
         name="attention_programs", recorded="64/64/4/3", measured="128/64/8/3", range="8 " * 50, loss=0.123
     )

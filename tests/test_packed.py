@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from hybridgraph.kernels import packed
-from hybridgraph.kernels.packed import count_exceptions, is_exception, pack, unpack
+from hybridgraph.kernels.heuristics import limits_on
+from hybridgraph.kernels.hopper.gemv import Gemv, program_of
+from hybridgraph.kernels.hopper.kernels import HopperKernels
+from hybridgraph.kernels.hopper.nvrtc import compile_program
+from hybridgraph.kernels.packed import PackedMatrix, count_exceptions, is_exception, pack, unpack
+from hybridgraph.kernels.reference import ReferenceKernels
 
 SHAPES = [(16, 64), (48, 128), (20, 64), (16, 70), (5, 3), (34, 200)]
 
@@ -102,3 +107,121 @@ def test_full_mantissas_are_counted() -> None:
 def test_pack_of_what_cannot_be_packed_raises(weight: Tensor, merged: bool, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         pack(weight, merged=merged)
+
+
+# --- on Hopper -----------------------------------------------------------------------------------
+
+EPS = 1e-5
+# Llama-2-7B's qkv, out, down and head; then few tiles, padded rows and columns.
+MATRICES = [(12288, 4096), (4096, 4096), (4096, 11008), (32000, 4096), (50, 200), (336, 1000), (16, 64), (1152, 896)]
+
+
+@pytest.mark.parametrize("exceptions", [False, True])
+@pytest.mark.parametrize("columns", [64, 200, 4096, 11008, 14336])
+def test_gemv_compiles_without_spills(columns: int, exceptions: bool) -> None:
+    for norm, bias, add, swiglu in (
+        (True, True, False, False),
+        (False, False, True, False),
+        (True, False, False, True),
+    ):
+        gemv = Gemv(columns, swiglu=swiglu, norm=norm, bias=bias, add=add, exceptions=exceptions)
+        assert gemv.stages >= 3 and 2 * gemv.shared_bytes < 224 * 1024, "two blocks fit a multiprocessor"
+        assert compile_program(program_of(gemv)).startswith(b"\x7fELF")
+
+
+@pytest.fixture
+def hopper() -> HopperKernels:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a Hopper GPU")
+    return HopperKernels(limits_on("H200"))
+
+
+def on_gpu(matrix: PackedMatrix) -> PackedMatrix:
+    return pack(unpack(matrix).cuda(), merged=matrix.merged)
+
+
+def with_exceptions(weight: Tensor, share: float) -> Tensor:
+    at = torch.rand(weight.shape, device=weight.device) < share
+    return torch.where(at, torch.randn_like(weight), weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.05, 1.0])
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+def test_gemv_of_small_integers_is_exact(hopper: HopperKernels, shape: tuple[int, int], share: float) -> None:
+    """Every order of such sums is exact in float32: one right answer."""
+    weight = (torch.randint(-15, 16, shape, device="cuda") / 64).half()
+    if share:
+        large = torch.rand(shape, device="cuda") < share
+        weight = torch.where(large, (torch.randint(-15, 16, shape, device="cuda") * 2).half(), weight)
+    row = torch.randint(-8, 9, (1, shape[1]), device="cuda").half()
+    hidden = torch.randint(-8, 9, (1, shape[0]), device="cuda").half()
+    expected = (hidden.double() + row.double() @ weight.double().T).half()
+    matrix = pack(weight)
+    assert torch.equal(unpack(matrix), weight)
+    hopper.one_row_add(hidden, row, matrix)
+    assert torch.equal(hidden, expected)
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.0, 1e-3])
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+def test_packed_rows_are_no_further_from_float64_than_plain_ones(
+    hopper: HopperKernels, shape: tuple[int, int], share: float
+) -> None:
+    weight = with_exceptions((torch.randn(shape, device="cuda") * 0.02).bfloat16().half(), share)
+    hidden, norm = torch.randn(1, shape[1], device="cuda").half() * 3, torch.rand(shape[1], device="cuda").half() + 0.5
+    bias = torch.randn(shape[0], device="cuda").half()
+    normed = hidden.double() * torch.rsqrt(hidden.double().square().mean() + EPS) * norm.double()
+    expected = normed @ weight.double().T + bias.double()
+    matrix = pack(weight)
+    plain, ours = (hopper.one_row_linear(hidden, norm, EPS, of, bias) for of in (weight, matrix))
+    assert error(ours, expected) <= 1.02 * error(plain, expected) < 1e-3
+    first = shape[0] // 32 * 16
+    if first:
+        part = hopper.one_row_linear(hidden, norm, EPS, matrix.first_rows(first), None)
+        assert error(part, expected[:, :first] - bias[:first].double()) < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.0, 1e-3])
+@pytest.mark.parametrize(("inner", "width"), [(11008, 4096), (1536, 576), (100, 200)])
+def test_packed_swiglu_is_no_further_from_float64_than_plain(
+    hopper: HopperKernels, inner: int, width: int, share: float
+) -> None:
+    gate_up = with_exceptions((torch.randn(2 * inner, width, device="cuda") * 0.02).bfloat16().half(), share)
+    hidden, norm = torch.randn(1, width, device="cuda").half(), torch.rand(width, device="cuda").half() + 0.5
+    expected = ReferenceKernels().one_row_swiglu(hidden.double(), norm.double(), EPS, gate_up.double())
+    plain, ours = (hopper.one_row_swiglu(hidden, norm, EPS, of) for of in (gate_up, pack(gate_up, merged=True)))
+    assert error(ours, expected) <= 1.02 * error(plain, expected) < 2e-3
+
+
+@pytest.mark.gpu
+def test_packed_rows_captured_answer_the_same_in_every_replay(hopper: HopperKernels) -> None:
+    """Kernels that overlap, on buffers that are used again."""
+    width, inner = 4096, 11008
+    weights = [
+        (torch.randn(shape, device="cuda") * 0.02).bfloat16().half() for shape in ((2 * inner, width), (width, inner))
+    ]
+    gate_up, down = pack(weights[0], merged=True), pack(weights[1])
+    hidden, norm = torch.empty(1, width, device="cuda").half(), torch.rand(width, device="cuda").half()
+
+    def run() -> None:
+        hidden.fill_(0.5)
+        for _ in range(8):
+            hopper.one_row_add(hidden, hopper.one_row_swiglu(hidden, norm, EPS, gate_up), down)
+
+    run()
+    torch.cuda.synchronize()
+    eager = hidden.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    for _ in range(50):
+        hidden.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(hidden, eager)

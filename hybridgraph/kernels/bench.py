@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from hybridgraph.config import DTYPES, parse_lengths
 from hybridgraph.errors import UserError
-from hybridgraph.kernels.protocol import HeadNorms, Kernels
+from hybridgraph.kernels.packed import pack
+from hybridgraph.kernels.protocol import HeadNorms, Kernels, Matrix
 from hybridgraph.kernels.reference import ReferenceKernels
 from hybridgraph.kernels.replay import Work, compared_us
 from hybridgraph.kernels.select import kernels_for
@@ -103,13 +104,13 @@ def _multiplying(
 def _one_row_cases(work: Workload, kernels: Kernels) -> Iterator[Case]:
     hidden, norm = work.random(1, work.shape.hidden_size), work.random(work.shape.hidden_size)
 
-    def linear(row: Tensor, weight: Tensor) -> Tensor:
+    def linear(row: Tensor, weight: Matrix) -> Tensor:
         return kernels.one_row_linear(row, norm, EPS, weight, None)
 
-    def add(row: Tensor, weight: Tensor) -> None:
+    def add(row: Tensor, weight: Matrix) -> None:
         kernels.one_row_add(hidden, row, weight)
 
-    def swiglu(row: Tensor, weight: Tensor) -> Tensor:
+    def swiglu(row: Tensor, weight: Matrix) -> Tensor:
         return kernels.one_row_swiglu(row, norm, EPS, weight)
 
     for matrix, kernel, run in (
@@ -122,7 +123,23 @@ def _one_row_cases(work: Workload, kernels: Kernels) -> Iterator[Case]:
         outputs = work.matrix_shape(matrix)[0]
         extra = {"one_row_linear": outputs, "one_row_add": 2 * outputs, "one_row_swiglu": outputs // 2}[kernel]
         yield _multiplying(kernel, matrix, work, 1, run, extra)
+        if kernels.reads_packed and work.dtype == torch.float16:
+            yield _packed(_multiplying(kernel, matrix, work, 1, run, extra), work, run)
     yield _one_row_attend(work, kernels)
+
+
+def _packed(case: Case, work: Workload, run: Callable[[Tensor, Matrix], object]) -> Case:
+    """The same on packed matrices."""
+    weights = case.replaced.sets
+    row = work.random(1, weights[0].shape[1])
+    matrices = [pack(weight, merged=case.matrix == "gate_up") for weight in weights]
+    fewer = weights[0].numel() * weights[0].itemsize - matrices[0].num_bytes
+    return replace(
+        case,
+        matrix=f"{case.matrix}, packed",
+        ours=Work(lambda matrix: run(row, matrix), matrices),
+        num_bytes=case.num_bytes - fewer,
+    )
 
 
 def _one_row_attend(work: Workload, kernels: Kernels) -> Case:
@@ -225,10 +242,10 @@ def _attention(work: Workload, kernels: Kernels, rows: int) -> Iterator[Case]:
 
 def table(timings: Sequence[Timing]) -> str:
     """``timings`` as text of at most 80 columns."""
-    lines = [f"{'kernel':16} {'matrix':8} {'rows':>4} {'µs':>9} {'floor':>8} {'× floor':>8} {'replaced':>9} {'×':>6}"]
+    lines = [f"{'kernel':15} {'matrix':15} {'rows':>4} {'µs':>8} {'floor':>8} {'× floor':>7} {'replaced':>8} {'×':>5}"]
     lines += [
-        f"{t.kernel:16} {t.matrix:8} {t.rows:4} {t.us:9.2f} {t.floor_us:8.2f} {t.us / t.floor_us:8.2f}"
-        f" {t.replaced_us:9.2f} {t.us / t.replaced_us:6.2f}"
+        f"{t.kernel:15} {t.matrix:15} {t.rows:4} {t.us:8.2f} {t.floor_us:8.2f} {t.us / t.floor_us:7.2f}"
+        f" {t.replaced_us:8.2f} {t.us / t.replaced_us:5.2f}"
         for t in timings
     ]
     return "\n".join(lines)

@@ -135,6 +135,7 @@ class PackedRow:
 
 
 PACKED_ROW = PackedRow()
+MOST_EXCEPTIONS = 1e-3  # of all weights: one of them costs a warp what many packed ones do
 
 
 def limits_on(chip: str) -> Limits:

@@ -10,9 +10,9 @@ along its columns: what a kernel reads at once is contiguous. Rows and columns a
 
 Within a tile, lane l of a warp holds what the tensor cores want of it (PTX ISA, fragment A of m16n8k16 and of wgmma):
 for each 16 columns four registers of two halves, of rows ``l // 4`` and 8 more and of columns ``2 * (l % 4)`` and 8
-more. Three of the four lie in three words as they are, and the fourth's bits fill what is free in these: fifteen integer
-operations unpack eight weights. The rows that a thread has both of, 8 apart in the tile, are two neighbours; of a merged
-gate and up projection, the rows of gate and of up that belong together.
+more. Three of the four lie in three words as they are, and the fourth's bits fill what is free in these: fifteen
+integer operations unpack eight weights. The rows that a thread has both of, 8 apart in the tile, are two neighbours;
+of a merged gate and up projection, the rows of gate and of up that belong together.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 from hybridgraph.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
 from hybridgraph.kernels.gemv import gemv_kernel
 from hybridgraph.kernels.heuristics import Blocks
-from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Matrix, Slots
 from hybridgraph.kernels.rowwise import (
     add_norm_kernel,
     embed_norm_kernel,
@@ -23,6 +23,7 @@ from hybridgraph.kernels.rowwise import (
     swiglu_kernel,
 )
 
+NOT_PACKED = "reads_packed says that these kernels do not"
 LOG2_E = math.log2(math.e)
 
 
@@ -31,6 +32,7 @@ class TritonKernels:
 
     name = "triton"
     reads_masked = False
+    reads_packed = False
 
     def __init__(self, blocks: Blocks | None = None, *, overlap: bool | None = None) -> None:
         """``overlap``: programmatic dependent launch, where the chip has it (None)."""
@@ -160,16 +162,19 @@ class TritonKernels:
         return out
 
     def one_row_linear(
-        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
+        assert isinstance(weight, Tensor), NOT_PACKED
         out = hidden.new_empty(1, weight.shape[0]) if out is None else out
         self._gemv(hidden, weight, out, norm=norm, eps=eps, bias=bias)
         return out
 
-    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Matrix) -> None:
+        assert isinstance(weight, Tensor), NOT_PACKED
         self._gemv(row, weight, hidden, add=True)
 
-    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Matrix) -> Tensor:
+        assert isinstance(gate_up, Tensor), NOT_PACKED
         out = hidden.new_empty(1, gate_up.shape[0] // 2)
         self._gemv(hidden, gate_up, out, norm=norm, eps=eps, swiglu=True)
         return out

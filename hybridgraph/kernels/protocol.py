@@ -1,7 +1,9 @@
 """The kernels of the fused forward: one signature each, in plain PyTorch, in Triton, and for Hopper.
 
-Rows are positions of the prompt, row-major and in the model's precision. What is called ``one_row_*``
-serves decoding and the last position of a prompt, where the work is reading weights.
+Rows are positions of the prompt, row-major. Activations and weights are of the model's precision, float16 or bfloat16
+on a GPU, but for what is said to be otherwise; sums are float32. Matrices are [outputs, inputs], contiguous. What is
+called ``one_row_*`` serves decoding and the last position of a prompt, where the work is reading weights: it also takes
+packed matrices where ``reads_packed``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from hybridgraph.kernels.packed import PackedMatrix
+
+Matrix = Tensor | PackedMatrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +53,29 @@ class HeadNorms:
 
 
 class Kernels(Protocol):
-    """No kernel synchronizes, reads a device value on the host, or keeps state.
+    """No kernel synchronizes, reads a device value on the host, or keeps state: a capture of any serves any values.
 
-    ``start``: int64 [1], the position of the first row of a prompt's chunk. What is captured serves any.
+    All launch on the current stream of their tensors' device and return before they have run. ``start`` and
+    ``position`` are int64 [1] on the device.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What results call them."""
+        ...
 
     @property
     def reads_masked(self) -> bool:
         """Whether attention reads slots behind the position, and multiplies them by zero: NaN there spoils it."""
         ...
 
+    @property
+    def reads_packed(self) -> bool:
+        """Whether ``one_row_*`` take packed matrices."""
+        ...
+
     def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
-        """Compile at once what prompts of ``lengths`` would have compiled one by one.
+        """Compile at once what prompts of ``lengths`` would have compiled one by one; raise RuntimeError if that fails.
 
         For ``project`` with weights like ``qkv``, ``linear_swiglu`` with weights like ``gate_up``, and
         ``linear_add_norm`` with weights like ``adding``.
@@ -71,51 +85,57 @@ class Kernels(Protocol):
     def embed_norm(
         self, ids: Tensor, start: Tensor, length: int, table: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """``ids[start : start + length]`` -> (hidden [length, h], its RMSNorm [length, h])."""
+        """Look up ``ids[start : start + length]``, int64, in ``table`` [vocab, h]; norm by ``weight`` [h].
+
+        Returns hidden [length, h] and its RMSNorm [length, h]. An id outside the table is undefined.
+        """
         ...
 
     def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
-        """[n, k] times the merged gate and up projection [2 * i, k], then silu(gate) * up: [n, i]."""
+        """Multiply [n, k] by gate, then up, [2 * i, k]; return silu(gate) * up, [n, i]."""
         ...
 
     def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        """``hidden`` [n, m] += [n, k] times weight [m, k] transposed; returns the RMSNorm of the new ``hidden``."""
+        """Add [n, k] times ``weight`` [m, k] to ``hidden`` [n, m] in place; return its RMSNorm by ``norm`` [m]."""
         ...
 
     def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """[n, k] times weight [m, k] transposed, plus bias [m], as partial sums [splits, n, m] to be added up."""
+        """Multiply [n, k] by ``weight`` [m, k], plus ``bias`` [m]: partial sums [splits, n, m], to be added up."""
         ...
 
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
         """Add up the partial sums ``qkv`` [splits, n, (queries + 2 * keys) * dim] of a prompt's rows, and rotate.
 
         The first row is at position ``start``. Rotated keys go to ``slots.keys``, values to ``slots.values``. ``qkv``
-        may lack the queries. Returns [n, >= queries * dim]: first the rotated queries.
+        may lack the queries. Returns [n, >= queries * dim]: first the rotated queries, on the storage of ``qkv``.
         """
         ...
 
     def attend(self, queries: Tensor, start: Tensor, heads: Heads, slots: Slots) -> Tensor:
-        """Attention of rotated queries [n, >= queries * dim], the i-th over slots 0 … start+i: [n, queries * dim]."""
+        """Attend causally: rotated queries [n, >= queries * dim], the i-th over slots 0 … start + i.
+
+        Returns [n, queries * dim]. Softmax and its sums are float32.
+        """
         ...
 
     def one_row_linear(
-        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
-        """RMSNorm of [1, h], then a linear map: [1, m]."""
+        """Norm ``hidden`` [1, h] by ``norm`` [h], multiply by ``weight`` [m, h], add ``bias`` [m]: [1, m], ``out``."""
         ...
 
-    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
-        """``hidden`` [1, m] += [1, k] times weight [m, k] transposed."""
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Matrix) -> None:
+        """Add ``row`` [1, k] times ``weight`` [m, k] to ``hidden`` [1, m] in place."""
         ...
 
-    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
-        """RMSNorm of [1, h], the merged gate and up projection [2 * i, h], SwiGLU: [1, i]."""
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Matrix) -> Tensor:
+        """Norm ``hidden`` [1, h] by ``norm`` [h], multiply by gate, then up, [2 * i, h]; silu(gate) * up, [1, i]."""
         ...
 
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
     ) -> Tensor:
-        """Attention of one unrotated query over slots 0 ... position: [1, queries * dim].
+        """Attend from one unrotated query over slots 0 … position: [1, queries * dim].
 
         ``store``: ``qkv`` [1, (queries + 2 * keys) * dim] also holds this position's key and value, which go
         into the slots first; otherwise it holds the query only and the slots are complete.

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.kernels.protocol import HeadNorms, Heads, Slots
+from hybridgraph.kernels.packed import PackedMatrix, unpack
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Matrix, Slots
 
 
 class ReferenceKernels:
@@ -16,6 +17,7 @@ class ReferenceKernels:
 
     name = "torch"
     reads_masked = True
+    reads_packed = True
 
     def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
         """Nothing is compiled."""
@@ -59,16 +61,16 @@ class ReferenceKernels:
         return out.transpose(0, 1).reshape(queries.shape[0], heads.query_width)
 
     def one_row_linear(
-        self, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
-        row = F.linear(self.norm(hidden, norm, eps), weight, bias)
+        row = F.linear(self.norm(hidden, norm, eps), _unpacked(weight), bias)
         return row if out is None else out.copy_(row)
 
-    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Tensor) -> None:
-        torch.addmm(hidden, row, weight.T, out=hidden)
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Matrix) -> None:
+        torch.addmm(hidden, row, _unpacked(weight).T, out=hidden)
 
-    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Tensor) -> Tensor:
-        return self.linear_swiglu(self.norm(hidden, norm, eps), gate_up)
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Matrix) -> Tensor:
+        return self.linear_swiglu(self.norm(hidden, norm, eps), _unpacked(gate_up))
 
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool
@@ -91,6 +93,10 @@ class ReferenceKernels:
         first, second = rows.float().chunk(2, dim=-1)
         cos, sin = cos[:, None], sin[:, None]
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(rows.dtype)
+
+
+def _unpacked(weight: Matrix) -> Tensor:
+    return unpack(weight) if isinstance(weight, PackedMatrix) else weight
 
 
 def _positions(start: Tensor, length: int) -> Tensor:

@@ -27,20 +27,24 @@ from torch import Tensor
 from hybridgraph.kernels.bench import CONTEXT, EPS, gpu_workload, parser
 from hybridgraph.kernels.heuristics import (
     ENOUGH_PARTS,
+    PACKED_ROW,
     SHARING_TOKENS,
     AttendBlock,
     Blocks,
     GemvBlock,
     Limits,
+    PackedRow,
     limits_on,
 )
 from hybridgraph.kernels.hopper.gemm import Gemm, Tile
+from hybridgraph.kernels.hopper.gemv import gemv_of
 from hybridgraph.kernels.hopper.kernels import MAX_WARPGROUPS, HopperKernels, split_k_gemm
+from hybridgraph.kernels.packed import pack
 from hybridgraph.kernels.portable import TritonKernels
 from hybridgraph.kernels.protocol import HeadNorms
 from hybridgraph.kernels.replay import Work, compared_us
 from hybridgraph.kernels.select import kernels_for
-from hybridgraph.kernels.workload import Workload
+from hybridgraph.kernels.workload import MATRICES, Workload
 from hybridgraph.machine.device import device_name
 from hybridgraph.roofline import ModelShape
 from hybridgraph.system.console import guarded, printing, progress_bars
@@ -69,6 +73,15 @@ ATTEND_BLOCKS = (  # each for a prompt of so many tokens
     ("attend_few", 10, (AttendBlock(16, 32, 4, 2), AttendBlock(16, 64, 4, 2), AttendBlock(16, 32, 2, 2))),
     ("attend_some", 150, (AttendBlock(64, 64, 4, 2), AttendBlock(64, 32, 4, 2), AttendBlock(32, 64, 4, 2))),
     ("attend_many", 400, (AttendBlock(64, 64, 4, 3), AttendBlock(64, 64, 4, 2), AttendBlock(128, 64, 8, 3))),
+)
+PACKED_ROWS = (
+    PackedRow(8, 64 * 1024, 1),
+    PackedRow(8, 210 * 1024, 1),
+    PackedRow(8, 64 * 1024, 2),
+    PackedRow(4, 100 * 1024, 1),
+    PackedRow(4, 50 * 1024, 2),
+    PackedRow(16, 100 * 1024, 1),
+    PackedRow(16, 210 * 1024, 1),
 )
 ACTIVATION_ROWS = 300  # of what passes over activations
 
@@ -274,6 +287,8 @@ def hopper_probes(work: Workload, limits: Limits) -> Iterator[Limit | Choice]:
     yield _norm_probe(work, limits)
     yield _sharing_probe(work)
     yield _parts_probe(work.like(NARROW))
+    if work.dtype == torch.float16:
+        yield from (_packed_probe(work, matrix) for matrix in MATRICES)
 
 
 def _in_forward(work: Workload, matrix: str) -> Callable[[HopperKernels, int], Work]:
@@ -346,6 +361,21 @@ def _parts_probe(work: Workload) -> Choice:
         return Work(lambda weight: gemm(rows, weight, out, overlap=True), weights)
 
     return Choice(name="ENOUGH_PARTS", recorded=ENOUGH_PARTS, candidates={parts: split(parts) for parts in (2, 4, 6)})
+
+
+def _packed_probe(work: Workload, matrix: str) -> Choice:
+    matrices = [pack(weight, merged=matrix == "gate_up") for weight in work.matrices(matrix)]
+    norm = None if matrix in ("out", "down") else work.random(matrices[0].shape[1])
+    row, out = work.random(1, matrices[0].shape[1]), work.random(1, work.matrix_shape(matrix)[0])
+    if matrix == "gate_up":
+        out = out[:, : work.shape.intermediate_size]
+
+    def with_tuned(tuned: PackedRow) -> Work:
+        gemv = replace(gemv_of(matrices[0], norm=norm is not None, add=norm is None), tuned=tuned)
+        return Work(lambda each: gemv(row, each, out, norm=norm, eps=EPS, overlap=True), matrices)
+
+    candidates = {tuned: with_tuned(tuned) for tuned in dict.fromkeys([PACKED_ROW, *PACKED_ROWS])}
+    return Choice(name=f"PACKED_ROW {matrix}", recorded=PACKED_ROW, candidates=candidates)
 
 
 def table(findings: Sequence[Finding]) -> str:

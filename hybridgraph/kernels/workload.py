@@ -56,8 +56,8 @@ class Workload:
         }[name]
 
     def matrices(self, name: str) -> list[Tensor]:
-        """Sets of one of MATRICES."""
-        return self.sets(*self.matrix_shape(name), scale=STD)
+        """Sets of one of MATRICES, of weights as precise as those of released models."""
+        return [weight.copy_(weight.bfloat16()) for weight in self.sets(*self.matrix_shape(name), scale=STD)]
 
     def sets(self, *size: int, scale: float = 1.0) -> list[Tensor]:
         """Random tensors of ``size``, which together are at least four times as large as the cache."""

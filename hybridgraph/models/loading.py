@@ -122,9 +122,9 @@ def _configuration(name: str, numbers: dict[str, Any]) -> PretrainedConfig:
 def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, seed: int) -> PreTrainedModel:
     """The architecture with seeded weights, made on the device in the target precision.
 
-    The module is built without storage, so no weight passes through host memory or float32, and
-    every parameter is drawn in name order from one generator. Buffers (rotary frequencies, masks)
-    are computed, not drawn, and move over as they are.
+    The module is built without storage, so no weight passes through host memory or float32, and every parameter is
+    drawn in name order from one generator and rounded to bfloat16, the precision of released models. Buffers (rotary
+    frequencies, masks) are computed, not drawn, and move over as they are.
     """
     from accelerate import init_empty_weights
     from accelerate.utils import set_module_tensor_to_device
@@ -141,6 +141,7 @@ def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
             weight = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
             is_norm = weight.dim() == 1 and not name.endswith("bias")
             weight.normal_(1.0 if is_norm else 0.0, DUMMY_STD, generator=generator)
+            weight.copy_(weight.bfloat16())  # as precise as those of released models
             set_module_tensor_to_device(module, name, device, value=weight)
         for name, buffer in module.named_buffers():
             set_module_tensor_to_device(module, name, device, value=buffer)

@@ -17,10 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hybridgraph.engine.forward.protocol import KVCache
-from hybridgraph.engine.forward.weights import LayerWeights, merge_weights
+from hybridgraph.engine.forward.weights import LayerWeights, merge_weights, pack_weights, why_not_packed
 from hybridgraph.errors import UserError
-from hybridgraph.kernels.protocol import Kernels, Slots
+from hybridgraph.kernels.protocol import Kernels, Matrix, Slots
 from hybridgraph.kernels.select import kernels_for
+
+WEIGHTS = ("plain", "packed", "auto")  # auto: packed where that is possible and pays
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,27 @@ class FusedForward:
 
     supports_chunks = True
 
-    def __init__(self, model: PreTrainedModel, kernels: Kernels | None = None) -> None:
-        weights = merge_weights(model)
-        self._weights = weights
-        self._heads = weights.heads
-        self._kernels = kernels or kernels_for(weights.embedding.device, weights.embedding.dtype)
+    def __init__(self, model: PreTrainedModel, kernels: Kernels | None = None, *, weights: str = "plain") -> None:
+        """``weights``: one of WEIGHTS; what is read for single rows. ``packed`` raises UserError where it cannot be."""
+        self._weights = merge_weights(model)
+        self._heads = self._weights.heads
+        like = self._weights.embedding
+        self._kernels = kernels or kernels_for(like.device, like.dtype)
+        self.why_plain = self._why_plain(weights)
+        if self.why_plain is None:
+            self._weights = pack_weights(self._weights)
+        elif weights == "packed":
+            raise UserError(f"--weights packed: {self.why_plain}")
         self.kernels = self._kernels.name
         self.reads_masked = self._kernels.reads_masked
+
+    def _why_plain(self, asked: str) -> str | None:
+        """Why the weights stay as they are, or None where they are to be packed."""
+        if asked == "plain":
+            return "they were asked for"
+        if not self._kernels.reads_packed:
+            return f"the {self._kernels.name} kernels do not read packed weights (those for Hopper GPUs do)"
+        return why_not_packed(self._weights)
 
     def prepare(self, lengths: Sequence[int]) -> None:
         layer = self._weights.layers[0]
@@ -113,17 +129,25 @@ class FusedForward:
 
     def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
         bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]
-        return self._kernels.one_row_linear(row, layer.input_norm, self._weights.eps, layer.qkv[:width], bias)
+        return self._kernels.one_row_linear(
+            row, layer.input_norm, self._weights.eps, first_rows(layer.one_row.qkv, width), bias
+        )
 
     def _one_row(
         self, layer: LayerWeights, row: Tensor, qkv: Tensor, position: Tensor, slots: Slots, *, store: bool
     ) -> None:
-        kernels = self._kernels
+        kernels, one_row = self._kernels, layer.one_row
         attended = kernels.one_row_attend(qkv, position, self._heads, layer.head_norms, slots, store=store)
-        kernels.one_row_add(row, attended, layer.out)
-        gated = kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, layer.gate_up)
-        kernels.one_row_add(row, gated, layer.down)
+        kernels.one_row_add(row, attended, one_row.out)
+        gated = kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, one_row.gate_up)
+        kernels.one_row_add(row, gated, one_row.down)
 
     def _project_out(self, row: Tensor, logits: Tensor) -> None:
         weights = self._weights
-        self._kernels.one_row_linear(row, weights.final_norm, weights.eps, weights.head, None, out=logits[None])
+        head = weights.head if weights.packed_head is None else weights.packed_head
+        self._kernels.one_row_linear(row, weights.final_norm, weights.eps, head, None, out=logits[None])
+
+
+def first_rows(matrix: Matrix, rows: int) -> Matrix:
+    """The first ``rows`` of a matrix, on its storage."""
+    return matrix[:rows] if isinstance(matrix, Tensor) else matrix.first_rows(rows)

@@ -1,4 +1,5 @@
-"""A Llama-family module's weights as the fused forward wants them: projections of one input merged, nothing copied.
+"""A Llama-family module's weights as the fused forward wants them: projections of one input merged, nothing copied,
+and where it is asked for, packed in twelve bits beside that.
 
 A merged matrix takes the place of its parts: it is filled, each part's parameter becomes a view of
 its rows, and the part's own memory is given back before the next layer. The Hugging Face module
@@ -7,7 +8,8 @@ goes on working, on the same storage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +18,21 @@ from transformers import PreTrainedModel
 
 from hybridgraph.engine.forward.hf import length_dependent_rope
 from hybridgraph.errors import UserError
+from hybridgraph.kernels.heuristics import MOST_EXCEPTIONS
+from hybridgraph.kernels.packed import PackedMatrix, count_exceptions, pack
 from hybridgraph.kernels.protocol import HeadNorms, Heads
 
 COVERED = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer:
+    """One decoder layer's matrices, packed."""
+
+    qkv: PackedMatrix
+    out: PackedMatrix
+    gate_up: PackedMatrix
+    down: PackedMatrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +47,12 @@ class LayerWeights:
     mlp_norm: Tensor
     gate_up: Tensor  # rows: gate, up
     down: Tensor
+    packed: PackedLayer | None = None
+
+    @property
+    def one_row(self) -> PackedLayer | LayerWeights:
+        """What a single row is multiplied by: packed where there is that, since reading weights sets its pace."""
+        return self.packed or self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +68,14 @@ class ModelWeights:
     inv_freq: Tensor  # float32 [head_dim / 2]
     rope_scale: float  # of cosines and sines
     window: int | None  # attention reaches this far back; None: to the beginning
+    packed_head: PackedMatrix | None = None
+
+    @property
+    def matrices(self) -> Iterator[Tensor]:
+        """All that a single row is multiplied by."""
+        for layer in self.layers:
+            yield from (layer.qkv, layer.out, layer.gate_up, layer.down)
+        yield self.head
 
 
 def merge_weights(model: PreTrainedModel) -> ModelWeights:
@@ -72,6 +100,32 @@ def merge_weights(model: PreTrainedModel) -> ModelWeights:
         inv_freq=decoder.rotary_emb.inv_freq.detach().float(),
         rope_scale=float(decoder.rotary_emb.attention_scaling),
         window=_window(config),
+    )
+
+
+def why_not_packed(weights: ModelWeights) -> str | None:
+    """Why packing would not pay or not be possible, with the count of what does not fit; None where it pays."""
+    if weights.embedding.dtype != torch.float16:
+        return f"weights of {str(weights.embedding.dtype).removeprefix('torch.')} are not packed, float16 ones are"
+    counts = [(count_exceptions(matrix), matrix.numel()) for matrix in weights.matrices]
+    exceptions, total = (sum(column) for column in zip(*counts, strict=True))
+    if exceptions > MOST_EXCEPTIONS * total:
+        return f"{exceptions:,} of {total:,} weights do not fit twelve bits: they are not what was released in bfloat16"
+    return None
+
+
+def pack_weights(weights: ModelWeights) -> ModelWeights:
+    """``weights`` with packed matrices beside them, made one after another; raises UserError where one cannot be."""
+    try:
+        layers = tuple(replace(layer, packed=_packed(layer)) for layer in weights.layers)
+        return replace(weights, layers=layers, packed_head=pack(weights.head))
+    except ValueError as error:
+        raise UserError(f"--weights packed: {error}") from None
+
+
+def _packed(layer: LayerWeights) -> PackedLayer:
+    return PackedLayer(
+        qkv=pack(layer.qkv), out=pack(layer.out), gate_up=pack(layer.gate_up, merged=True), down=pack(layer.down)
     )
 
 

@@ -51,37 +51,44 @@ class Gemv:
     def shared_bytes(self) -> int:
         return self.stages * self.tuned.warps * TILE_BYTES + self.row_bytes
 
-    @property
-    def program(self) -> Program:
-        return _program(self)
+    def __call__(
+        self,
+        row: Tensor,
+        matrix: PackedMatrix,
+        out: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        bias: Tensor | None = None,
+        overlap: bool,
+    ) -> None:
+        """``row`` [1, k] times ``matrix`` [m, k] transposed, to ``out`` [1, m]; of gate and up to [1, m / 2].
+
+        Launches on the current stream, ``overlap``: before the kernel in front has ended. Raises RuntimeError.
+        """
+        groups = matrix.words.shape[0]
+        tensors = (matrix.words, matrix.starts, matrix.exceptions, row, norm, bias, out)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        how = Launch(
+            grid=(min(groups, self.tuned.blocks_a_multiprocessor * multiprocessors(row.device)), 1),
+            threads=32 * (self.tuned.warps + 1),
+            shared_bytes=self.shared_bytes,
+            overlap=overlap,
+        )
+        arguments = _Arguments(*pointers, eps, out.shape[1], groups)
+        nvrtc.launch(program_of(self), how, row.device, (arguments, None))
 
 
-def launch(
-    gemv: Gemv,
-    row: Tensor,
-    matrix: PackedMatrix,
-    out: Tensor,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    bias: Tensor | None = None,
-    overlap: bool,
-) -> None:
-    """``row`` [1, k] times ``matrix`` [m, k] transposed to ``out`` [1, m] (of ``swiglu``: [1, m / 2]).
-
-    Launches on the current stream, ``overlap``: before the kernel in front has ended. Raises RuntimeError.
-    """
-    groups = matrix.words.shape[0]
-    tensors = (matrix.words, matrix.starts, matrix.exceptions, row, norm, bias, out)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    arguments = _Arguments(*pointers, eps, out.shape[1], groups)
-    how = Launch(
-        grid=(min(groups, gemv.tuned.blocks_a_multiprocessor * multiprocessors(row.device)), 1),
-        threads=32 * (gemv.tuned.warps + 1),
-        shared_bytes=gemv.shared_bytes,
-        overlap=overlap,
+def gemv_of(matrix: PackedMatrix, *, norm: bool = False, bias: bool = False, add: bool = False) -> Gemv:
+    """The kernel for ``matrix``: with SwiGLU where it is merged of gate and up."""
+    return Gemv(
+        columns=matrix.shape[1],
+        swiglu=matrix.merged,
+        norm=norm,
+        bias=bias,
+        add=add,
+        exceptions=matrix.num_exceptions > 0,
     )
-    nvrtc.launch(gemv.program, how, row.device, (arguments, None))
 
 
 def fits(columns: int) -> bool:
@@ -90,7 +97,8 @@ def fits(columns: int) -> bool:
 
 
 @cache
-def _program(gemv: Gemv) -> Program:
+def program_of(gemv: Gemv) -> Program:
+    """``gemv.cu`` for one shape."""
     values = {
         "ELEMENT": "f16",
         "EPILOGUE": "store_swiglu" if gemv.swiglu else "store_rows",

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from hybridgraph.kernels.heuristics import ENOUGH_PARTS, Blocks, Limits
 from hybridgraph.kernels.hopper.gemm import UNIT, Gemm, compile_together, tile_for
+from hybridgraph.kernels.hopper.gemv import gemv_of
 from hybridgraph.kernels.hopper.nvrtc import multiprocessors
 from hybridgraph.kernels.portable import TritonKernels
+from hybridgraph.kernels.protocol import Matrix
 
 MAX_WARPGROUPS = 3  # of a block: more leave a thread too few registers for its sums
 
@@ -24,6 +26,7 @@ class HopperKernels(TritonKernels):
     """Implements Kernels in float16 and bfloat16 on a device of compute capability 9.0."""
 
     name = "hopper"
+    reads_packed = True
 
     def __init__(self, limits: Limits, blocks: Blocks | None = None) -> None:
         super().__init__(blocks)
@@ -54,6 +57,29 @@ class HopperKernels(TritonKernels):
         if gemm is None:
             return super().linear_add_norm(hidden, rows, weight, norm, eps)
         return self.add_norm(hidden, self._sums(gemm, rows, weight), norm, eps)
+
+    def one_row_linear(
+        self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        if isinstance(weight, Tensor):
+            return super().one_row_linear(hidden, norm, eps, weight, bias, out)
+        out = hidden.new_empty(1, weight.shape[0]) if out is None else out
+        gemv = gemv_of(weight, norm=True, bias=bias is not None)
+        gemv(hidden, weight, out, norm=norm, eps=eps, bias=bias, overlap=self._overlap)
+        return out
+
+    def one_row_add(self, hidden: Tensor, row: Tensor, weight: Matrix) -> None:
+        if isinstance(weight, Tensor):
+            super().one_row_add(hidden, row, weight)
+        else:
+            gemv_of(weight, add=True)(row, weight, hidden, overlap=self._overlap)
+
+    def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Matrix) -> Tensor:
+        if isinstance(gate_up, Tensor):
+            return super().one_row_swiglu(hidden, norm, eps, gate_up)
+        out = hidden.new_empty(1, gate_up.shape[0] // 2)
+        gemv_of(gate_up, norm=True)(hidden, gate_up, out, norm=norm, eps=eps, overlap=self._overlap)
+        return out
 
     def _sums(self, gemm: Gemm, rows: Tensor, weight: Tensor) -> Tensor:
         out = rows.new_empty(gemm.splits, rows.shape[0], weight.shape[0])
