@@ -40,6 +40,14 @@ def random_ids() -> Callable[[int, int], list[int]]:
     return lambda length, vocab_size: [random.randrange(vocab_size) for _ in range(length)]
 
 
+@pytest.fixture(scope="module", params=["llama-mha", "llama-gqa", "llama-tied"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "LoadedModel":
+    """A tiny model with fresh random weights, in float32 on the CPU."""
+    from architectures import tiny_model  # only now, as below
+
+    return tiny_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The path of SmolLM2-135M-Instruct as one GGUF file (dequantized from Q4_1)."""

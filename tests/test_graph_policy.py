@@ -35,7 +35,7 @@ def test_padded_takes_the_nearest_graph_above() -> None:
 @pytest.mark.parametrize("length", range(1, 513))
 def test_padding_is_bounded(length: int) -> None:
     for key in range(1, 1024):
-        if PaddedRule().choose(length, [key]) is not None:
+        if PaddedRule().serving(length, [key]) is not None:
             assert length <= key <= max(16, 2 * length)
             assert length <= 80 or key <= 1.125 * length
 
@@ -89,10 +89,10 @@ def test_a_padded_length_is_worth_an_exact_graph() -> None:
     assert [cache.next_wanted(), cache.next_wanted()] == [95, None]
 
 
-def test_what_was_given_up_is_not_wished_for_again() -> None:
+def test_length_that_is_excluded_is_not_wanted_again() -> None:
     cache = filled(PaddedRule(), [100])
     cache.served(95, 100, "padded")
-    cache.give_up(95)
+    cache.exclude(95)
     cache.served(95, 100, "padded")
     assert cache.next_wanted() is None
 

@@ -1,12 +1,15 @@
 """When a captured graph has paid for itself."""
 
+import threading
 import time
 
 import pytest
+import torch
 
 from hybridgraph.cases import CASE4
 from hybridgraph.config import OPENING, RANGES, Config
-from hybridgraph.engine.graphs.capture import CaptureCost, CapturedGraph, EmulatedGraphs
+from hybridgraph.engine.graphs.capture import CaptureCost, CapturedGraph, EmulatedGraph, EmulatedGraphs
+from hybridgraph.engine.graphs.lock import EngineLock
 from hybridgraph.engine.graphs.policy import RULES, GraphCache
 from hybridgraph.engine.graphs.pool import GraphPool, _economics
 from hybridgraph.report.ablation import SETTINGS
@@ -57,6 +60,22 @@ def test_the_pools_budget_reaches_it(monkeypatch: pytest.MonkeyPatch, capsys: py
         assert engine.stats()["graphs_held"] == 2
     assert "2 of 4 graphs captured in advance had no room in the pool" in capsys.readouterr().err
     assert all("max_graph_mib" in names for names in (OPENING, UNTOLD, SETTINGS, RANGES))
+
+
+def test_pool_that_is_counted_during_an_exchange_is_counted_after_it() -> None:
+    """What the background adds to the pool, it adds with the lock held: counting waits for that."""
+    lock = EngineLock(torch.device("cpu"))
+    cache: GraphCache[CapturedGraph] = GraphCache(RULES["exact"], max_graphs=1, max_length=8)
+    pool = GraphPool(None, EmulatedGraphs(), cache, lock)  # type: ignore[arg-type]  # it captures nothing
+    told: list[dict[str, object]] = []
+    asking = threading.Thread(target=lambda: told.append(pool.stats()))
+    with lock.against_requests:
+        asking.start()
+        asking.join(0.2)
+        assert asking.is_alive()
+        cache.insert(5, EmulatedGraph(lambda: None))
+    asking.join(60.0)
+    assert told[0]["graphs_held"] == 1
 
 
 def test_without_graphs_captured_before_serving_there_are_none() -> None:

@@ -11,7 +11,7 @@ from architectures import SMALL
 from hybridgraph.errors import UserError
 from hybridgraph.machine.device import device_name
 from hybridgraph.models.hub import location_of
-from hybridgraph.models.loading import device_called, load_model, out_of_memory_is_users
+from hybridgraph.models.loading import device_called, load_model, oom_as_user_error
 
 CPU = torch.device("cpu")
 LLAMA = SMALL | {"model_type": "llama", "num_hidden_layers": 1}
@@ -153,9 +153,9 @@ def test_a_model_says_what_its_device_is_called() -> None:
 
 
 def test_a_host_without_the_memory() -> None:
-    with pytest.raises(UserError, match="this machine has too little memory"), out_of_memory_is_users(CPU):
+    with pytest.raises(UserError, match="this machine has too little memory"), oom_as_user_error(CPU):
         torch.empty(1 << 50)
-    with pytest.raises(RuntimeError, match="something else"), out_of_memory_is_users(CPU):
+    with pytest.raises(RuntimeError, match="something else"), oom_as_user_error(CPU):
         raise RuntimeError("something else")
 
 

@@ -7,9 +7,15 @@ import torch
 
 from hybridgraph.contract import Request
 from hybridgraph.engine.buffers import StaticBuffers
+from hybridgraph.engine.ops.protocol import DynamicOps
 from hybridgraph.engine.ops.select import dynamic_ops
 
 COMPILED = ("torchscript", "inductor")
+CPU = torch.device("cpu")
+
+
+def buffers_of(ops: DynamicOps) -> StaticBuffers:
+    return StaticBuffers(ops.open_input(64, CPU), vocab_size=997, dtype=torch.float32, device=CPU)
 
 
 def _draw(temperature: float) -> torch.Tensor:
@@ -43,15 +49,15 @@ def test_compiled_sampling_equals_native(name: str, dtype: torch.dtype) -> None:
 def test_a_request_never_compiles() -> None:
     """Whatever its length and temperature: what compilers specialize for was run before."""
     ops = dynamic_ops("inductor")
-    buffers = StaticBuffers(positions=64, vocab_size=997, dtype=torch.float32, device=torch.device("cpu"))
+    buffers = buffers_of(ops)
     ops.compile(buffers)
     torch._dynamo.utils.counters.clear()
     for temperature in (0.0, 0.7):
         for num_ids, room in ((1, 1), (1, 2), (1, 7), (2, 2), (2, 64), (5, 8), (64, 64)):
             for new_tokens in (1, 5):
                 request = Request(prompt_ids=[1] * num_ids, max_new_tokens=new_tokens, temperature=temperature)
-                ops.place(request, room, buffers)
-                ops.choose(request, 0, buffers)
+                buffers.input.place(request, room)
+                ops.sample_step(request, 0, buffers)
     assert not torch._dynamo.utils.counters["stats"]
 
 
@@ -65,19 +71,15 @@ def test_the_fused_way_through_the_buffers_ends_where_the_native_one_does(temper
     ]
     logits = torch.randn(8, 997) * 4
     for ops in (dynamic_ops("native"), dynamic_ops("fused")):
-        device, fetched = torch.device("cpu"), ops.prefill_fetches_input
-        buffers = StaticBuffers(
-            positions=64, vocab_size=997, dtype=torch.float32, device=device, prefill_fetches_input=fetched
-        )
+        buffers = buffers_of(ops)
         answers.append([])
         for request in requests:
-            ops.place(request, 48, buffers)
-            if fetched:
-                buffers.fetch()
-            answers[-1] += [buffers.ids[:48].tolist(), buffers.last.tolist()]
+            buffers.input.place(request, 48)
+            buffers.input.fetch()
+            answers[-1] += [buffers.input.ids[:48].tolist(), buffers.input.last.tolist()]
             for step in range(request.max_new_tokens):
                 buffers.logits.copy_(logits[step])
-                ops.choose(request, step, buffers)
+                ops.sample_step(request, step, buffers)
                 answers[-1] += [buffers.token.tolist(), [buffers.token_at(step)]]
     assert answers[0] == answers[1]
 

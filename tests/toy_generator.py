@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ class ToyEngine:
             max_seq_len=MAX_SEQ_LEN,
             environment={"nested": [1, {"a": None}]},
         )
-        self.report = Report()
         self.abandoned = 0
         self.broken = False
 
@@ -54,7 +53,8 @@ class ToyEngine:
             if not 0 <= token_id < VOCAB_SIZE:
                 raise UserError(f"token id {token_id} is outside the vocabulary of {VOCAB_SIZE}")
 
-    def answer(self, request: Request) -> Generator[int, None, None]:
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        self.check(request)
         finished = False
         try:
             for token_id in toy_answer(request.prompt_ids, request.max_new_tokens, request.seed):
@@ -65,11 +65,11 @@ class ToyEngine:
                     raise RuntimeError("device-side assert")
                 if SLOW in request.prompt_ids:
                     time.sleep(TOKEN_S)
-                yield token_id
+                emit(token_id)
             finished = True
         finally:
             self.abandoned += not finished
-            self.report = Report(device_ms=1.5, graph_path="exact")
+        return Report(device_ms=1.5, graph_path="exact")
 
     def require_usable(self) -> None:
         if self.broken:

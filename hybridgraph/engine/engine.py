@@ -16,70 +16,65 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from inspect import GEN_SUSPENDED, getgeneratorstate
 from operator import index
 from os import PathLike, fspath
 from typing import Any
-from weakref import finalize, ref
+from weakref import finalize
 
 import torch
 from torch import Tensor
 
 from hybridgraph.contract import Report, Request, SourceInfo, check_request
+from hybridgraph.engine.answer import Answer
 from hybridgraph.engine.buffers import StaticBuffers
-from hybridgraph.engine.forward.static import open_static_operations
+from hybridgraph.engine.forward.static import StaticOperations, open_static_operations
 from hybridgraph.engine.graphs.background import BackgroundCapture
 from hybridgraph.engine.graphs.capture import CapturedGraph, backend_for
-from hybridgraph.engine.graphs.lock import Turn
+from hybridgraph.engine.graphs.lock import EngineLock
 from hybridgraph.engine.graphs.policy import RULES, GraphCache
-from hybridgraph.engine.graphs.pool import GraphPool, Plan, eagerly
+from hybridgraph.engine.graphs.pool import GraphPool
+from hybridgraph.engine.ops.protocol import DynamicOps
 from hybridgraph.engine.ops.select import dynamic_ops
+from hybridgraph.engine.runner import Runner
 from hybridgraph.engine.settings import EngineOptions
 from hybridgraph.errors import UserError
-from hybridgraph.machine.timing import DeviceMark, DeviceTimer, Stopwatch, on_device
-from hybridgraph.models.loading import LoadedModel, device_called, load_model, out_of_memory_is_users
+from hybridgraph.machine.timing import Stopwatch, on_device
+from hybridgraph.models.loading import LoadedModel, device_called, load_model, oom_as_user_error
 from hybridgraph.system.console import OnProgress, nobody
 
 
 class HybridEngine(AbstractContextManager["HybridEngine"]):
-    """Answers requests one at a time, in one thread; ``answer`` is what the generator serves, ``generate`` a user's."""
+    """Answers requests one at a time, in one thread: ``stream`` calls back, ``generate`` is read."""
 
     def __init__(
         self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: OnProgress = nobody
     ) -> None:
         if options.positions > loaded.max_positions:
             raise UserError(f"{options.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
+        _refuse_autocast(loaded.device)
         watch = Stopwatch()
-        device = loaded.device
-        self.report = Report()
-        self._ops = dynamic_ops(options.ops)
+        ops = dynamic_ops(options.ops)
         captured = options.graphs != "none"
-        self._lookahead = 1 if captured and device.type == "cuda" else 0  # other steps would delay the id before
-        self._timer = DeviceTimer(device)
-        self._ready = [DeviceMark(device) for _ in range(1 + self._lookahead)]
-        self._answers: set[ref[Generator[int, None, None]]] = set()  # of those that still exist
-        self._answering = self._closed = False
-        self._overflowed = 0  # answers
-        self._pool: GraphPool | None = None
-        self._background: BackgroundCapture | None = None
-        with on_device(device), out_of_memory_is_users(device):
-            self._buffers = StaticBuffers(
-                positions=options.positions,
-                vocab_size=loaded.vocab_size,
-                dtype=loaded.dtype,
-                device=device,
-                prefill_fetches_input=self._ops.prefill_fetches_input,
-            )
+        pool = None
+        with on_device(loaded.device), oom_as_user_error(loaded.device):
+            self._buffers = _allocate_buffers(loaded, ops, options.positions)
             self._device = self._buffers.logits.device  # which has a number
-            self._turn = Turn(self._device)
-            self._static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
+            lock = EngineLock(self._device)
+            static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
             progress("compiling dynamic operations", 0, 1)
-            self._ops.compile(self._buffers)
-            self._facts: dict[str, Any] = {"kernels": self._static.kernels, "ops_compile_ms": watch.lap_ms()}
+            ops.compile(self._buffers)
+            self._facts: dict[str, Any] = {"kernels": static.kernels, "ops_compile_ms": watch.lap_ms()}
             if captured:
-                self._open_pool(options, progress)
+                pool = _capture_pool(static, options, lock, self._device, progress)
                 self._facts["precapture_ms"] = watch.lap_ms()
-        backend = self._pool.backend.name if self._pool else "none"
+        self._background = BackgroundCapture(pool, self._device) if pool and options.async_capture else None
+        if self._background:
+            finalize(self, self._background.stop).atexit = False
+        self._pool = pool
+        self._runner = Runner(ops, static, self._buffers, lock, pool, self._background)
+        self._answer: Answer | None = None  # the last one
+        self._closed = False
+        backend = pool.backend.name if pool else "none"
         self.info = replace(
             info, max_seq_len=options.positions, graph_backend=backend, ops=options.ops, forward=options.forward
         )
@@ -104,10 +99,26 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             )
             return cls(loaded, made_of, loaded.info(), progress)
 
+    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
+        """Answer ``request``: call ``emit`` with each id as soon as it is there; returns how it was answered.
+
+        What ``emit`` raises cancels the answer, and is raised here. Raises UserError for a request that cannot be
+        answered, where another answer is in progress, and where the engine is closed.
+        """
+        check_request(request, self.info)
+        with self._begin(request) as answer:
+            for step in range(request.max_new_tokens):
+                emit(answer.id_at(step))
+        return answer.report
+
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
     ) -> Generator[int, None, None]:
-        """Stream the ids of one answer. Greedy unless a temperature is given; raises UserError for a bad request."""
+        """Return an iterator of the ids of one answer, which is begun when it is first read; to close it cancels it.
+
+        Greedy unless a temperature is given. Raises UserError as ``stream`` does and, when the last id has been
+        read, where the logits of that are not finite: the ids mean nothing then.
+        """
         try:
             request = Request(
                 prompt_ids=[index(token_id) for token_id in prompt_ids],
@@ -118,61 +129,16 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"no request: {error}") from None
         self.check(request)
-        return self.answer(request)
+        return self._read(request)
+
+    def check(self, request: Request) -> None:
+        """Raise UserError for a request that cannot be answered."""
+        check_request(request, self.info)
 
     @property
     def is_capturing(self) -> bool:
         """Whether a graph is being captured in the background."""
-        return self._background is not None and self._background.busy
-
-    def check(self, request: Request) -> None:
-        check_request(request, self.info)
-
-    def answer(self, request: Request) -> Generator[int, None, None]:
-        """Stream the ids of a checked request; closing the iterator cancels it. ``report`` is set at its end.
-
-        Raises UserError where another answer is in progress, or the engine is closed.
-        """
-        answer = self._answer(request)
-        self._answers.add(ref(answer, self._answers.discard))
-        return answer
-
-    def _answer(self, request: Request) -> Generator[int, None, None]:
-        if self._answering:
-            raise UserError("another answer is in progress: read it to its end, or close it")
-        with self.hold():
-            self._answering = True
-            try:
-                yield from self._ids(request)
-            finally:
-                self._answering = False
-
-    def _ids(self, request: Request) -> Generator[int, None, None]:
-        self._timer.start()
-        plan = self._plan(len(request.prompt_ids))  # first: a capture runs on the buffers that the request fills
-        self._launch_prefill(request, plan)
-        launched = 1
-        awake = not self.is_capturing  # else the capturing thread needs the GIL
-        try:
-            for step in range(request.max_new_tokens):
-                while launched < min(step + 1 + self._lookahead, request.max_new_tokens):
-                    self._launch_decode(request, launched)
-                    launched += 1
-                self._ready_at(step).wait(awake=awake)
-                yield self._buffers.token_at(step)
-        finally:
-            self._ready_at(launched - 1).wait()  # the buffers are free for the next request only then
-            self._served(len(request.prompt_ids), plan)
-            self.report = Report(
-                device_ms=self._timer.elapsed_ms(), graph_path=plan.path, overflowed=self.forget_overflow()
-            )
-
-    def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
-        """Answer ``request``, as a ``TokenSource`` of this process."""
-        self.check(request)
-        for token in self.answer(request):
-            emit(token)
-        return self.report
+        return self._runner.is_capturing
 
     def require_usable(self) -> None:
         """Raise RuntimeError where an error has left the device unusable for this process."""
@@ -181,7 +147,8 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
 
     def stats(self) -> dict[str, Any]:
         """Counters and costs so far, as JSON values."""
-        return self._facts | {"overflowed_answers": self._overflowed} | (self._pool.stats() if self._pool else {})
+        counted = {"overflowed_answers": self._runner.overflowed_answers}
+        return self._facts | counted | (self._pool.stats() if self._pool else {})
 
     def close(self) -> None:
         """Cancel the answer in progress, stop capturing and free every graph; what is asked for later is refused.
@@ -189,10 +156,8 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         From the thread that answers; an engine that is dropped without it stops capturing, too.
         """
         self._closed = True
-        for answer in [existing() for existing in list(self._answers)]:  # the collector may take from it
-            # One that nobody has begun to read will say itself why it ends.
-            if answer is not None and getgeneratorstate(answer) == GEN_SUSPENDED:
-                answer.close()
+        if self._answer:
+            self._answer.end()
         if self._background:
             self._background.close()
         if self._pool:
@@ -204,90 +169,82 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
     def shared_tensors(self) -> dict[str, Tensor]:
         """The static buffers a client may be given: ids, last, token, position, logits."""
         b = self._buffers
-        return {"ids": b.lent_ids, "last": b.lent_last, "token": b.token, "position": b.position, "logits": b.logits}
+        lent = {"ids": b.input.lent_ids, "last": b.input.lent_last}
+        return lent | {"token": b.token, "position": b.position, "logits": b.logits}
 
     def replay_prefill(self, length: int) -> Report:
-        """Run a prompt of ``length`` that already lies in the shared ``ids``; logits are in place when this returns.
-
-        The captured length may be larger: what follows the prompt is padding, whatever it is. Raises UserError
-        for a length that the buffers cannot hold, or where the engine is closed.
-        """
+        """Run the first ``length`` of the ids that a client wrote; logits are in place when this returns."""
         if not 1 <= length <= self._buffers.positions:
             raise UserError(f"a prompt of {length} ids: from 1 to {self._buffers.positions}")
         with self.hold():
-            plan = self._plan(length)
-            self._buffers.adopt(length)  # now: a capture, here or in the background, points elsewhere
-            self._timer.start()
-            plan.run()
-            self._timer.stop()
-            self._served(length, plan)
-            return Report(device_ms=self._timer.elapsed_ms(), graph_path=plan.path)
+            return self._runner.replay_prefill(length)
 
     def replay_decode(self) -> None:
         """Run the token that already lies in ``token`` at ``position``; logits are in place when this returns."""
         with self.hold():
-            self._run_decode()
-            self._ready_at(0).mark()
-            self._ready_at(0).wait()
+            self._runner.replay_decode()
 
     def hold(self) -> AbstractContextManager[None]:
         """Until it is left, nothing in the background touches the buffers, the cache and the logits."""
-        if self._closed:
-            raise UserError("the engine is closed")
-        return self._turn
+        self._require_open()
+        return self._runner.lock
 
     def forget_overflow(self) -> bool:
         """At an answer's end, still held: NaN in its logits, and so in the cache, must not spoil the next one."""
-        overflowed = self._static.forget_overflow()
-        self._overflowed += overflowed
-        return overflowed
+        return self._runner.forget_overflow()
 
-    def _ready_at(self, step: int) -> DeviceMark:
-        return self._ready[step % len(self._ready)]
+    def _begin(self, request: Request) -> Answer:
+        self._require_open()
+        if self._answer and self._answer.in_progress:
+            raise UserError("another answer is in progress: read it to its end, or close it")
+        _refuse_autocast(self._device)
+        self._answer = Answer(self._runner, request)
+        return self._answer
 
-    def _open_pool(self, options: EngineOptions, progress: OnProgress) -> None:
-        cache: GraphCache[CapturedGraph] = GraphCache(
-            RULES[options.graphs],
-            max_graphs=options.max_graphs,
-            max_length=options.positions,
-            max_mib=options.max_graph_mib,
-        )
-        self._pool = GraphPool(self._static, backend_for(self._device), cache, self._turn)
-        progress("compiling kernels", 0, 1)
-        self._static.prepare(options.lengths)
-        self._pool.precapture(options.lengths, progress)
-        if options.async_capture:
-            self._background = BackgroundCapture(self._pool, self._device)
-            finalize(self, self._background.stop).atexit = False
+    def _read(self, request: Request) -> Generator[int, None, None]:
+        with self._begin(request) as answer:
+            for step in range(request.max_new_tokens):
+                _refuse_autocast(self._device)  # which its reader may have switched on since the last id
+                yield answer.id_at(step)
+                if not answer.in_progress:
+                    return  # the engine was closed
+        if answer.report.overflowed:
+            raise UserError(
+                f"the model's logits are not finite in {self.info.dtype}: the ids mean nothing; try another dtype"
+            )
 
-    def _plan(self, length: int) -> Plan:
-        return self._pool.plan(length) if self._pool else eagerly(self._static, length)
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UserError("the engine is closed")
 
-    def _served(self, length: int, plan: Plan) -> None:
-        if self._pool:
-            self._pool.served(length, plan)
 
-    def _run_decode(self) -> None:
-        if self._pool:
-            self._pool.replay_decode()
-        else:
-            self._static.run_decode()
+def _allocate_buffers(loaded: LoadedModel, ops: DynamicOps, positions: int) -> StaticBuffers:
+    return StaticBuffers(
+        ops.open_input(positions, loaded.device),
+        vocab_size=loaded.vocab_size,
+        dtype=loaded.dtype,
+        device=loaded.device,
+    )
 
-    def _launch_prefill(self, request: Request, plan: Plan) -> None:
-        buffers = self._buffers
-        self._ops.place(request, plan.padded_length, buffers)
-        plan.run()
-        self._choose(request, 0)
-        self._timer.stop()
-        if request.max_new_tokens > 1:
-            torch.add(buffers.last, 1, out=buffers.position)
 
-    def _launch_decode(self, request: Request, step: int) -> None:
-        self._run_decode()
-        self._choose(request, step)
-        self._buffers.position.add_(1)
+def _capture_pool(
+    static: StaticOperations, options: EngineOptions, lock: EngineLock, device: torch.device, progress: OnProgress
+) -> GraphPool:
+    """The pool with the graphs that are captured before serving."""
+    cache: GraphCache[CapturedGraph] = GraphCache(
+        RULES[options.graphs],
+        max_graphs=options.max_graphs,
+        max_length=options.positions,
+        max_mib=options.max_graph_mib,
+    )
+    pool = GraphPool(static, backend_for(device), cache, lock)
+    progress("compiling kernels", 0, 1)
+    static.prepare(options.lengths)
+    pool.precapture(options.lengths, progress)
+    return pool
 
-    def _choose(self, request: Request, step: int) -> None:
-        """Sample the ``step``-th id into the decode input, and on to the host; the host does not wait for it here."""
-        self._ops.choose(request, step, self._buffers)
-        self._ready_at(step).mark()
+
+def _refuse_autocast(device: torch.device) -> None:
+    """Raise UserError where torch.autocast would recompute in another precision what the engine was opened with."""
+    if torch.is_autocast_enabled(device.type):
+        raise UserError(f"torch.autocast is on for {device.type}: leave it, an engine keeps the dtype it was opened in")

@@ -135,7 +135,7 @@ def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
             module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"no causal language model can be built of this config.json: {one_line(error)}") from None
-    with out_of_memory_is_users(device):
+    with oom_as_user_error(device):
         generator = torch.Generator(device=device).manual_seed(seed)
         for name, parameter in sorted(module.named_parameters()):
             weight = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
@@ -154,7 +154,7 @@ def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrai
     from transformers import AutoModelForCausalLM
 
     location, file = location_of(name)
-    with looking_up(name), out_of_memory_is_users(device):
+    with looking_up(name), oom_as_user_error(device):
         module, found = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype,
@@ -169,7 +169,7 @@ def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrai
 
 
 @contextmanager
-def out_of_memory_is_users(device: torch.device) -> Iterator[None]:
+def oom_as_user_error(device: torch.device) -> Iterator[None]:
     """Tell a device that is too small for the model in one line."""
     try:
         yield

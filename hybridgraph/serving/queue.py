@@ -19,7 +19,6 @@ class Job:
     connection: Connection
     request_id: int  # the client's own
     request: Request | None  # None: the buffers
-    checked: bool = False
     told_ahead: int = 0  # the position its client knows
     cancelled: bool = False
 

@@ -203,14 +203,13 @@ class Server:
             raise UserError(reason) from None
 
     def _answer(self, engine: HybridEngine, job: Job, request: Request) -> None:
-        if not job.checked:  # it came before the engine
-            engine.check(request)
-        with closing(engine.answer(request)) as ids:
-            for token_id in ids:
-                self._connections.send(job.connection, Token(request_id=job.request_id, id=token_id))
-                self._look_around(job)
+        def emit(token_id: int) -> None:
+            self._connections.send(job.connection, Token(request_id=job.request_id, id=token_id))
+            self._look_around(job)
+
+        report = engine.stream(request, emit)
         self._counts["done"] += 1
-        self._connections.send(job.connection, Done(request_id=job.request_id, report=engine.report))
+        self._connections.send(job.connection, Done(request_id=job.request_id, report=report))
 
     def _look_around(self, job: Job) -> None:
         """See to the sockets without waiting; raises _Interrupted where the answer must not go on."""
@@ -252,13 +251,12 @@ class Server:
 
     def _enqueue(self, connection: Connection, request_id: int, request: Request | None) -> None:
         job = Job(connection=connection, request_id=request_id, request=request)
-        if self._engine and request is not None:
+        if self._engine and request is not None and self._line.holder is not None:
             try:
                 self._engine.check(request)
             except UserError as error:  # now: it need not wait for what cannot be
                 self._fail(job, "request", one_line(error))
                 return
-            job.checked = True
         if self._line.num_of(job.connection) >= MAX_WAITING_PER_CLIENT:
             self._fail(job, "request", f"{MAX_WAITING_PER_CLIENT} requests of this client wait already")
         else:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridgraph.contract import Report, Request, SourceInfo, check_request
 from hybridgraph.engine.buffers import StaticBuffers, overflowed
+from hybridgraph.engine.inputs import StagedInput
 from hybridgraph.engine.ops.select import dynamic_ops
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.timing import DeviceTimer
@@ -47,9 +48,8 @@ class SharedBufferClient:
         self._ops = dynamic_ops("native" if ready.info.ops == "fused" else ready.info.ops)
         self._request_id = 1  # the first is Share
         logits = shared["logits"]
-        self._own = StaticBuffers(
-            positions=shared["ids"].numel(), vocab_size=logits.numel(), dtype=logits.dtype, device=logits.device
-        )
+        self._input = StagedInput(shared["ids"].numel(), logits.device, self._ops.preprocess)
+        self._own = StaticBuffers(self._input, vocab_size=logits.numel(), dtype=logits.dtype, device=logits.device)
         self._before, self._after = DeviceTimer(logits.device), DeviceTimer(logits.device)
         self._stream = torch.cuda.current_stream(logits.device) if logits.is_cuda else None
         self._ops.compile(self._own)
@@ -84,7 +84,7 @@ class SharedBufferClient:
         # The generator cannot see these ids: an invalid one would end its process.
         check_request(request, self.info)
         self._before.start()
-        staged = self._own.stage(request)
+        staged = self._input.stage(request)
         self._ops.preprocess(staged, self._shared["ids"], self._shared["last"])
         self._before.stop()
         self._request_id += 1
@@ -127,7 +127,7 @@ class SharedBufferClient:
 
     def _sample(self, request: Request, step: int) -> None:
         ops, logits = self._ops, self._shared["logits"]
-        token = ops.sample(logits, self._own.draws[step]) if request.temperature else ops.greedy(logits)
+        token = ops.sample(logits, self._input.draws[step]) if request.temperature else ops.greedy(logits)
         if request.max_new_tokens > 1:
             self._shared["token"].copy_(token)
         self._own.tokens_host[step : step + 1].copy_(token, non_blocking=True)

@@ -56,19 +56,19 @@ class StaticOperations:
         self._forward.prepare(lengths)
 
     def run_prefill(self, length: int) -> None:
-        buffers = self._buffers
-        buffers.fetch()
-        self._forward.prefill(buffers.ids, length, buffers.start, buffers.last, self._cache, buffers.logits)
+        read = self._buffers.input
+        read.fetch()
+        self._forward.prefill(read.ids, length, read.start, read.last, self._cache, self._buffers.logits)
 
     def run_decode(self) -> None:
         buffers = self._buffers
         self._forward.decode(buffers.token, buffers.position, self._cache, buffers.logits)
 
     def point_at(self, start: int, last: int) -> None:
-        self._buffers.point_at(start, last)
+        self._buffers.input.point_at(start, last)
 
     def point_back(self) -> None:
-        self._buffers.point_back()
+        self._buffers.input.point_back()
 
     def forget_overflow(self) -> bool:
         """Whether the logits are not all finite. Then neither is the cache: its NaN must not reach later answers."""
@@ -101,10 +101,10 @@ class StaticOperations:
         """How far the logits of one probe are from ``plain``'s."""
         buffers = self._buffers
         first = number * PROBE_PADDED
-        ids = torch.arange(first, first + PROBE_PADDED, device=buffers.ids.device)
+        ids = torch.arange(first, first + PROBE_PADDED, device=buffers.logits.device)
         ids = (ids * 7919 + 11) % buffers.logits.shape[0]
-        buffers.lent_ids[:PROBE_PADDED].copy_(ids)
-        buffers.adopt(PROBE_LENGTH)
+        buffers.input.lent_ids[:PROBE_PADDED].copy_(ids)
+        buffers.input.adopt(PROBE_LENGTH)
         buffers.token.copy_(ids[PROBE_LENGTH : PROBE_LENGTH + 1])
         buffers.position.fill_(PROBE_LENGTH)
         try:
@@ -124,7 +124,7 @@ class StaticOperations:
 
     def rehearse_prefill(self, length: int) -> None:
         """Prefill on ids, cache and logits of its own: background warm-up must not touch a live request's."""
-        ids, first = torch.zeros_like(self._buffers.ids[:length]), torch.zeros_like(self._buffers.start)
+        ids, first = torch.zeros_like(self._buffers.input.ids[:length]), torch.zeros_like(self._buffers.position)
         logits = torch.empty_like(self._buffers.logits)
         self._forward.prefill(ids, length, first, first, self._forward.allocate_cache(length), logits)
 

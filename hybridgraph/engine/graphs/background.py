@@ -67,7 +67,7 @@ class BackgroundCapture:
         self._working = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="background-capture", daemon=True)
-        pool.turn.on_leave = self.notify
+        pool.lock.on_release = self.notify
         self._thread.start()
         _RUNNING.add(self)
 
@@ -104,11 +104,11 @@ class BackgroundCapture:
                 while not self._stopping and (length := self._pool.next_wanted()) is not None:
                     self._capture(length)
                 self._working = False
-        self._pool.turn.on_leave = nobody  # else a dropped engine's pool, and the weights, would wait for the collector
+        self._pool.lock.on_release = nobody  # else a dropped engine's weights would wait for the collector
 
     def _capture(self, length: int) -> None:
         try:
             self._pool.capture_in_background(length)
         except Exception as error:
-            self._pool.give_up(length)
+            self._pool.capture_failed(length)
             say(f"background capture of length {length} failed: {error}")

@@ -147,7 +147,7 @@ class CudaGraphs:
     """Captures on a stream of its own, into one memory pool that all graphs share.
 
     Sharing is safe because replays never overlap and no graph reads another's intermediates: the
-    pool's turn sees to the first, caller-owned buffers to the second.
+    engine's lock sees to the first, caller-owned buffers to the second.
 
     Warm-up runs on another stream than the capture. cuBLAS has one workspace a stream, and graphs
     keep using the workspace of the stream they were captured on: a warm-up there, while a graph

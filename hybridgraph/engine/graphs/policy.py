@@ -41,7 +41,7 @@ class Rule(Protocol):
     @property
     def name(self) -> str: ...
 
-    def choose(self, length: int, captured: Collection[int]) -> int | None:
+    def serving(self, length: int, captured: Collection[int]) -> int | None:
         """The captured length that serves ``length``, or None."""
         ...
 
@@ -53,7 +53,7 @@ class Rule(Protocol):
         """Lengths to capture in the background now that ``length`` was served by a graph of ``served_by``."""
         ...
 
-    def first_to_leave(self, captured: Sequence[int], served: Collection[int]) -> int | None:
+    def victim(self, captured: Sequence[int], served: Collection[int]) -> int | None:
         """Of ``captured``, least recently used first: the one that may go for another made in the background, or None.
 
         The last one has just come and stays. ``served``: those that have served a request.
@@ -66,7 +66,7 @@ class ExactRule:
 
     name = "exact"
 
-    def choose(self, length: int, captured: Collection[int]) -> int | None:
+    def serving(self, length: int, captured: Collection[int]) -> int | None:
         return length if length in captured else None
 
     def split_into_chunks(self, length: int, captured: Collection[int], max_length: int) -> list[Chunk] | None:
@@ -75,7 +75,7 @@ class ExactRule:
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
         return [length + ahead for ahead in range(1, SUCCESSORS + 1)]
 
-    def first_to_leave(self, captured: Sequence[int], served: Collection[int]) -> int | None:
+    def victim(self, captured: Sequence[int], served: Collection[int]) -> int | None:
         """A prediction that nothing has come of, where there are several; what has served goes for a few of them only.
 
         Otherwise the successors of ten lengths would drive each other's graphs out of a pool of fifty.
@@ -91,7 +91,7 @@ class PaddedRule:
 
     name = "padded"
 
-    def choose(self, length: int, captured: Collection[int]) -> int | None:
+    def serving(self, length: int, captured: Collection[int]) -> int | None:
         if length in captured:
             return length
         longest = max(FEW_TOKENS, 2 * length) if length <= FLAT_LENGTH else int(length * (1 + MAX_WASTE))
@@ -117,7 +117,7 @@ class PaddedRule:
     def worth_capturing(self, length: int, served_by: int) -> list[int]:
         return [length] if served_by != length else []
 
-    def first_to_leave(self, captured: Sequence[int], served: Collection[int]) -> int | None:
+    def victim(self, captured: Sequence[int], served: Collection[int]) -> int | None:
         return next((key for key in captured[:-1] if self.is_redundant(key, captured)), None)
 
     def is_redundant(self, key: int, captured: Collection[int]) -> bool:
@@ -126,7 +126,7 @@ class PaddedRule:
         shortest_served = max((other for other in others if other < key), default=0) + 1
         # Within one bound padding weighs most on the shortest length: if that has another graph, the rest have too.
         hardest = {shortest_served} | ({FLAT_LENGTH + 1} if shortest_served <= FLAT_LENGTH < key else set())
-        return all(self.choose(length, others) is not None for length in hardest)
+        return all(self.serving(length, others) is not None for length in hardest)
 
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (ExactRule(), PaddedRule())}
@@ -142,7 +142,7 @@ class GraphCache(Generic[Graph]):
     The least recently used graph leaves first, among those that the rule can do without: an exact graph made in the
     background must not cost another length the only graph it could be padded to, nor a prediction what is in use.
 
-    Not thread-safe by itself: the pool's turn guards it, because freeing a graph must wait for its replay anyway.
+    Not thread-safe by itself: the engine's lock guards it, because freeing a graph must wait for its replay anyway.
     """
 
     def __init__(self, rule: Rule, *, max_graphs: int, max_length: int, max_mib: float | None = None) -> None:
@@ -155,7 +155,7 @@ class GraphCache(Generic[Graph]):
         self._mib: dict[int, float] = {}
         self._wanted: OrderedDict[int, None] = OrderedDict()
         self._served: set[int] = set()  # graphs that have served a request since they came
-        self._given_up: set[int] = set()
+        self._excluded: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -167,7 +167,7 @@ class GraphCache(Generic[Graph]):
 
     def look_up(self, length: int) -> tuple[int, Graph] | None:
         """The graph that serves ``length`` and its own length; it becomes the most recently used one."""
-        key = self.rule.choose(length, self._graphs)
+        key = self.rule.serving(length, self._graphs)
         if key is None:
             return None
         self._graphs.move_to_end(key)
@@ -187,15 +187,15 @@ class GraphCache(Generic[Graph]):
         self.counters[path] += 1
         self._served.add(key)
         for wish in reversed(self.rule.worth_capturing(length, key)):
-            if wish <= self._max_length and wish not in self._graphs and wish not in self._given_up:
+            if wish <= self._max_length and wish not in self._graphs and wish not in self._excluded:
                 self._wanted[wish] = None
                 self._wanted.move_to_end(wish)
         while len(self._wanted) > RECENT_LENGTHS:
             self._wanted.popitem(last=False)
 
-    def give_up(self, length: int) -> None:
+    def exclude(self, length: int) -> None:
         """Never wish for ``length`` again: its capture failed, and the next attempt would cost as much."""
-        self._given_up.add(length)
+        self._excluded.add(length)
         self._wanted.pop(length, None)
 
     def insert(self, length: int, graph: Graph, mib: float = 0.0) -> list[Graph]:
@@ -213,7 +213,7 @@ class GraphCache(Generic[Graph]):
         """Take out the graph that the rule can do without, or the least recently used one; None of an empty pool."""
         if not self._graphs:
             return None
-        length = self._first_to_leave() or next(iter(self._graphs))
+        length = self._victim() or next(iter(self._graphs))
         graph = self._graphs.pop(length)
         self._mib.pop(length, None)
         self._served.discard(length)
@@ -227,7 +227,7 @@ class GraphCache(Generic[Graph]):
 
     def next_wanted(self) -> int | None:
         """The length to capture next, taken off the list; None where nothing is worth its place in the pool."""
-        if self._is_full() and self._first_to_leave() is None:
+        if self._is_full() and self._victim() is None:
             self._wanted.clear()  # what is wished for again may find another pool
             return None
         while self._wanted:
@@ -236,8 +236,8 @@ class GraphCache(Generic[Graph]):
                 return length
         return None
 
-    def _first_to_leave(self) -> int | None:
-        return self.rule.first_to_leave(list(self._graphs), self._served)
+    def _victim(self) -> int | None:
+        return self.rule.victim(list(self._graphs), self._served)
 
     def clear(self) -> list[Graph]:
         """Take every graph out, uncounted: the pool is closing."""

@@ -12,7 +12,7 @@ import torch
 
 from hybridgraph.contract import GraphPath
 from hybridgraph.engine.graphs.capture import CaptureCost, CapturedGraph, GraphBackend
-from hybridgraph.engine.graphs.lock import Turn
+from hybridgraph.engine.graphs.lock import EngineLock
 from hybridgraph.engine.graphs.policy import Chunk, GraphCache
 from hybridgraph.machine.timing import Stopwatch
 from hybridgraph.system.console import OnProgress, say
@@ -51,20 +51,20 @@ class _Recorded:
 class GraphPool:
     """Prefill graphs under a budget and one decode graph.
 
-    ``turn`` is taken by whoever replays, changes the pool, or counts what is in it.
+    ``lock`` is held by whoever replays, changes the pool, or counts what is in it.
     """
 
     def __init__(
-        self, static: StaticOperations, backend: GraphBackend, cache: GraphCache[CapturedGraph], turn: Turn
+        self, static: StaticOperations, backend: GraphBackend, cache: GraphCache[CapturedGraph], lock: EngineLock
     ) -> None:
-        self.turn = turn
+        self.lock = lock
         self.backend = backend
         self.cache = cache
         self.costs: dict[int, CaptureCost] = {}
         self.num_captures = 0
         self._static = static
         self._finished: dict[int, _Recorded] = {}  # in the background, and on their way into the pool
-        self._hopeless: set[int] = set()  # lengths whose capture failed: to try again would cost the others theirs
+        self._failed: set[int] = set()  # lengths whose capture failed: to try again would cost the others theirs
         self._decode: CapturedGraph | None = None
 
     def precapture(self, lengths: Iterable[int], progress: OnProgress) -> None:
@@ -79,7 +79,7 @@ class GraphPool:
             say(f"{lost} of {len(wanted)} graphs captured in advance had no room in the pool")
 
     def plan(self, length: int) -> Plan:
-        """How a prompt of ``length`` will run; its graph is captured now if it has to be. Turn held until it ran."""
+        """How a prompt of ``length`` will run; its graph is captured now if it has to be. Lock held until it ran."""
         if (found := self.cache.look_up(length)) is not None:
             key, graph = found
             return Plan(key, "exact" if key == length else "padded", graph.replay, padded_length=key)
@@ -99,11 +99,11 @@ class GraphPool:
         self._decode.replay()
 
     def capture_in_background(self, length: int) -> None:
-        """Capture while requests are served; the turn is taken for the exchange alone, where the driver uploads."""
+        """Capture while requests are served; the lock is held for the exchange alone, where the driver uploads."""
         with CAPTURING:
             graph, cost = self._record(length, rehearse=True)
             self._finished[length] = _Recorded(graph, cost, uploaded=graph.upload())
-        with self.turn.of_captures:
+        with self.lock.against_requests:
             if (recorded := self._finished.pop(length, None)) is None:
                 return  # a request has waited for it, and put it into the pool
             evicted = self._insert(length, recorded)
@@ -113,18 +113,18 @@ class GraphPool:
 
     def next_wanted(self) -> int | None:
         """The length to capture next in the background, or None."""
-        with self.turn.of_captures:
+        with self.lock.against_requests:
             return self.cache.next_wanted()
 
-    def give_up(self, length: int) -> None:
+    def capture_failed(self, length: int) -> None:
         """Its capture in the background failed: a request may still capture it, the background thread will not."""
-        with self.turn.of_captures:
+        with self.lock.against_requests:
             self.cache.counters["failed"] += 1
-            self.cache.give_up(length)
+            self.cache.exclude(length)
 
     def stats(self) -> dict[str, Any]:
         """Counters, each graph's cost, and when a graph has paid for itself."""
-        with self.turn:
+        with self.lock:
             costs = sorted(dict(self.costs).items())  # a copy: a request of another thread may add to it
             return {
                 "counters": dict(self.cache.counters),
@@ -136,7 +136,7 @@ class GraphPool:
 
     def close(self) -> None:
         """Free every graph; nothing may be captured in the background any more."""
-        with self.turn:
+        with self.lock:
             for graph in self.cache.clear() + ([self._decode] if self._decode else []):
                 graph.free()
             self._decode = None
@@ -150,8 +150,8 @@ class GraphPool:
             self._static.point_back()
 
     def _capture_or_make_room(self, length: int) -> bool:
-        """Capture; out of memory, give up the oldest half of the pool and try once more. False: serve eagerly."""
-        if length in self._hopeless:
+        """Capture; out of memory, evict the oldest half of the pool and try once more. False: serve eagerly."""
+        if length in self._failed:
             return False
         for attempt in range(2):
             try:
@@ -166,7 +166,7 @@ class GraphPool:
                 self.cache.counters["failed"] += 1
                 say(f"capture of length {length} failed: {error}")
                 break
-        self._hopeless.add(length)
+        self._failed.add(length)
         return False
 
     def _point_at_start(self) -> None:
@@ -213,7 +213,7 @@ class GraphPool:
         return graph, cost
 
     def _first_replays(self, graph: CapturedGraph, cost: CaptureCost) -> None:
-        """Pay for the upload, and time a replay: with the turn held, because they run on the live buffers."""
+        """Pay for the upload, and time a replay: with the lock held, because they run on the live buffers."""
         self._point_at_start()
         cost.first_replay_ms = self._timed_ms(graph.replay)
         cost.replay_ms = self._timed_ms(graph.replay)
@@ -226,7 +226,7 @@ class GraphPool:
         return watch.lap_ms()
 
     def _insert(self, length: int, recorded: _Recorded) -> list[CapturedGraph]:
-        """Put a graph into the pool, with the turn held; returns those that have left it, for the caller to free."""
+        """Put a graph into the pool, with the lock held; returns those that have left it, for the caller to free."""
         if not recorded.uploaded:
             self._first_replays(recorded.graph, recorded.cost)
         self._note(length, recorded.cost)

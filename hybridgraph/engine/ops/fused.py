@@ -7,8 +7,11 @@ decode step reads it and, over the bus, where the host does. A CPU samples as na
 
 from __future__ import annotations
 
+import torch
+
 from hybridgraph.contract import Request
 from hybridgraph.engine.buffers import StaticBuffers
+from hybridgraph.engine.inputs import PackedInput
 from hybridgraph.engine.ops import native
 from hybridgraph.engine.ops.protocol import DynamicOps
 
@@ -16,21 +19,19 @@ from hybridgraph.engine.ops.protocol import DynamicOps
 class FusedOps(DynamicOps):
     """The functions of tensors are native's: who runs them on other buffers has these copies to make anyway."""
 
-    prefill_fetches_input = True
+    def open_input(self, positions: int, device: torch.device) -> PackedInput:
+        return PackedInput(positions, device)
 
-    def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
-        buffers.pack(request, length)
-
-    def choose(self, request: Request, step: int, buffers: StaticBuffers) -> None:
+    def sample_step(self, request: Request, step: int, buffers: StaticBuffers) -> None:
         if step == 0:
-            buffers.draw(request)
+            buffers.input.draw(request)
         if not buffers.logits.is_cuda:
-            self._choose(request, step, buffers, buffers.draws_host)
+            super().sample_step(request, step, buffers)
             return
         from hybridgraph.kernels.sampling import launch_greedy, launch_sample
 
         if request.temperature:
-            launch_sample(buffers.logits, *buffers.draw_at(step), buffers.token, buffers.tokens_host, step)
+            launch_sample(buffers.logits, *buffers.input.draw_at(step), buffers.token, buffers.tokens_host, step)
         else:
             launch_greedy(buffers.logits, buffers.token, buffers.tokens_host, step)
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from hybridgraph.contract import Request
 from hybridgraph.engine.buffers import StaticBuffers
+from hybridgraph.engine.inputs import PromptInput, StagedInput
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,25 @@ class DynamicOps:
     sample: Callable[[Tensor, Tensor], Tensor]
     greedy: Callable[[Tensor], Tensor]
 
-    prefill_fetches_input: ClassVar[bool] = False  # ``place`` leaves the prompt on the host
+    def open_input(self, positions: int, device: torch.device) -> PromptInput:
+        """The way in that these operations take."""
+        return StagedInput(positions, device, self.preprocess)
 
-    def place(self, request: Request, length: int, buffers: StaticBuffers) -> None:
-        """Bring ``request`` to where the prefill of ``length`` ids reads it, or fetches it from."""
-        self.preprocess(buffers.stage(request), buffers.ids[:length], buffers.last)
-
-    def choose(self, request: Request, step: int, buffers: StaticBuffers) -> None:
+    def sample_step(self, request: Request, step: int, buffers: StaticBuffers) -> None:
         """Sample the ``step``-th id from ``logits`` into ``token``, and on to the host, which does not wait for it.
 
-        An answer's steps are chosen in their order, from the first one on.
+        An answer's steps are sampled in their order, from the first one on.
         """
-        self._choose(request, step, buffers, buffers.draws)
+        logits, draws = buffers.logits, buffers.input.draws
+        token = self.sample(logits, draws[step]) if request.temperature else self.greedy(logits)
+        buffers.token.copy_(token)
+        buffers.tokens_host[step : step + 1].copy_(token, non_blocking=True)
 
     def compile(self, buffers: StaticBuffers) -> None:
         """Run each operation, at every kind of length that compilers specialize for."""
         for temperature in (0.7, 0.0):  # with and without a draw in front of the ids
             for num_ids, room in ((1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 8), (8, 8)):
                 if room <= buffers.positions:
-                    self.place(Request(prompt_ids=[0] * num_ids, temperature=temperature), room, buffers)
+                    buffers.input.place(Request(prompt_ids=[0] * num_ids, temperature=temperature), room)
             for _ in range(3):  # TorchScript optimizes after it has seen two runs
-                self.choose(Request(prompt_ids=[0], temperature=temperature), 0, buffers)
-
-    def _choose(self, request: Request, step: int, buffers: StaticBuffers, draws: Tensor) -> None:
-        token = self.sample(buffers.logits, draws[step]) if request.temperature else self.greedy(buffers.logits)
-        buffers.token.copy_(token)
-        buffers.tokens_host[step : step + 1].copy_(token, non_blocking=True)
+                self.sample_step(Request(prompt_ids=[0], temperature=temperature), 0, buffers)
