@@ -45,7 +45,7 @@ from hybridgraph.serving.ipc.messages import (
     Token,
     encode,
 )
-from hybridgraph.serving.server import MAX_WAITING_PER_CLIENT, Patience, Server, serve
+from hybridgraph.serving.server import MAX_WAITING_PER_CLIENT, Timeouts, Server, serve
 from hybridgraph.system.console import OnProgress, nobody
 from hybridgraph.system.signals import StopSignals
 
@@ -100,14 +100,14 @@ def served() -> Iterator[Path]:
 
 @contextmanager
 def client_of(path: Path, on_queued: OnQueued = nobody) -> Iterator[GeneratorClient]:
-    with closing(GeneratorClient.connect(path, script=SCRIPT, silence_s=5.0, on_queued=on_queued)) as client:
+    with closing(GeneratorClient.connect(path, script=SCRIPT, timeout_s=5.0, on_queued=on_queued)) as client:
         yield client
 
 
 @contextmanager
 def channel_to(path: Path, *, greet: bool = True) -> Iterator[ClientChannel]:
     """A client that says exactly what a test wants it to."""
-    with closing(ClientChannel.connect(path, silence_s=5.0)) as channel:
+    with closing(ClientChannel.connect(path, timeout_s=5.0)) as channel:
         if greet:
             channel.send(HELLO)
             assert isinstance(channel.receive(), Ready)
@@ -163,7 +163,7 @@ def test_progress_then_ready() -> None:
     seen: list[tuple[str, int, int]] = []
     with toy("--start-s", "0.5", ready=False) as generator:
         client = GeneratorClient.connect(
-            generator.path, script=SCRIPT, silence_s=5.0, on_progress=lambda *progress: seen.append(progress)
+            generator.path, script=SCRIPT, timeout_s=5.0, on_progress=lambda *progress: seen.append(progress)
         )
         with closing(client):
             assert ("capturing graphs", 1, 3) in seen
@@ -212,7 +212,7 @@ def test_what_is_measured_waits_for_nobody(served: Path) -> None:
 def test_a_start_may_take_longer_than_a_client_bears_silence() -> None:
     with (
         toy("--start-s", "1.5", ready=False) as generator,
-        closing(GeneratorClient.connect(generator.path, script=SCRIPT, silence_s=0.5)) as client,
+        closing(GeneratorClient.connect(generator.path, script=SCRIPT, timeout_s=0.5)) as client,
     ):
         generator.process.send_signal(signal.SIGSTOP)
         try:
@@ -326,7 +326,7 @@ def test_what_is_no_message_ends_its_own_connection_only(served: Path, sent: byt
             raw.connect(str(served))
             raw.sendall(sent)
             raw.shutdown(socket.SHUT_WR)
-            with closing(ClientChannel(raw, silence_s=5.0)) as channel:
+            with closing(ClientChannel(raw, timeout_s=5.0)) as channel:
                 failed = receive_until(channel, Failed)[-1]
                 assert isinstance(failed, Failed)
                 assert (failed.request_id, failed.kind) == (None, kind)
@@ -361,7 +361,7 @@ def test_a_message_may_come_byte_by_byte(served: Path) -> None:
         raw.connect(str(served))
         for byte in bytes(encode(HELLO)) + bytes(encode(generate(1, [9]))):
             raw.sendall(bytes([byte]))
-        with closing(ClientChannel(raw, silence_s=5.0)) as channel:
+        with closing(ClientChannel(raw, timeout_s=5.0)) as channel:
             assert isinstance(receive_until(channel, Done)[0], Ready)
 
 
@@ -500,7 +500,7 @@ def test_every_client_says_within_a_second_that_a_killed_generator_is_gone() -> 
 
 
 def test_who_waits_in_line_hears_of_it_again() -> None:
-    with toy("--remind", "0.1") as generator, channel_to(generator.path) as busy, channel_to(generator.path) as waiting:
+    with toy("--beat", "0.1") as generator, channel_to(generator.path) as busy, channel_to(generator.path) as waiting:
         busy.send(generate(1, [SLOW], 10))
         assert isinstance(busy.receive(), Token)
         waiting.send(generate(1, [2]))
@@ -581,7 +581,7 @@ def test_a_signal_ends_a_generator_that_starts() -> None:
 def test_a_failed_start_reaches_the_client_and_the_exit_code() -> None:
     with toy("--start-s", "0.4", "--fail-start", "unknown model 'x'", ready=False) as generator:
         with pytest.raises(UserError, match=r"could not start: unknown model 'x'$"):
-            GeneratorClient.connect(generator.path, script=SCRIPT, silence_s=5.0)
+            GeneratorClient.connect(generator.path, script=SCRIPT, timeout_s=5.0)
         _, log = generator.process.communicate(timeout=5)
         assert (generator.process.returncode, log) == (1, "error: unknown model 'x'\n")
 
@@ -592,7 +592,7 @@ def test_clients_at_the_door_are_told_why_the_generator_ends(tmp_path: Path) -> 
 
     def open_engine(_: OnProgress) -> Any:
         for _number in range(5):
-            channels.append(ClientChannel.connect(tmp_path / "socket", silence_s=5.0))
+            channels.append(ClientChannel.connect(tmp_path / "socket", timeout_s=5.0))
             channels[-1].send(HELLO)
         raise UserError("unknown model 'x'")
 
@@ -638,7 +638,7 @@ def test_a_generator_polls_while_another_message_may_be_expected(
     engine = ToyEngine()
     waits: list[float | None] = []
     with listen(tmp_path / "socket") as listener, StopSignals() as stop:
-        server = Server(listener, stop, print, Patience())
+        server = Server(listener, stop, print, Timeouts())
         monkeypatch.setattr(server._connections, "poll", waits.append)
         for answered_s_ago, capturing in ((math.inf, False), (10.0, False), (10.0, True), (0.1, True), (200.0, False)):
             server._answered_s = time.perf_counter() - answered_s_ago

@@ -130,7 +130,7 @@ def interrupt(*_: object, **__: object) -> None:
 
 
 def greeted(path: Path) -> ClientChannel:
-    channel = ClientChannel.connect(path, silence_s=120.0)
+    channel = ClientChannel.connect(path, timeout_s=120.0)
     channel.send(HELLO)
     while not isinstance(message := channel.receive(), Ready):
         assert isinstance(message, Progress), "the first to come sees the generator's start"

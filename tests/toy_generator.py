@@ -1,8 +1,8 @@
 """A generator whose engine is arithmetic: the protocol and its faults are tested without a model.
 
-    python tests/toy_generator.py SOCKET [--start-s S] [--fail-start TEXT] [--hello-timeout S] [--finish S] [--remind S]
+    python tests/toy_generator.py SOCKET [--start-s S] [--fail-start TEXT] [--hello-timeout S] [--finish S] [--beat S]
 
-Every id but 7 and 8 is harmless: 7 makes the engine raise, 8 makes each of its tokens take 50 ms.
+Ids are harmless but for four: 6 and 7 make the engine raise, 8 makes each token take 50 ms, and 99 the first one 3 s.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.serving.server import Patience, serve
+from hybridgraph.serving.server import Timeouts, serve
 from hybridgraph.system.console import OnProgress
 
 VOCAB_SIZE, MAX_SEQ_LEN = 100, 600
-BREAKS, SLOW, BREAKS_FOR_GOOD = 7, 8, 6
-TOKEN_S = 0.05
+BREAKS_FOR_GOOD, BREAKS, SLOW, LONG_CALL = 6, 7, 8, 99
+TOKEN_S, LONG_CALL_S = 0.05, 3.0
 
 
 def toy_answer(prompt_ids: list[int], count: int, seed: int) -> list[int]:
@@ -55,20 +55,19 @@ class ToyEngine:
 
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         self.check(request)
-        finished = False
-        try:
-            for token_id in toy_answer(request.prompt_ids, request.max_new_tokens, request.seed):
-                if BREAKS in request.prompt_ids:
-                    raise RuntimeError("the engine broke\non two lines")
-                if BREAKS_FOR_GOOD in request.prompt_ids:
-                    self.broken = True
-                    raise RuntimeError("device-side assert")
-                if SLOW in request.prompt_ids:
-                    time.sleep(TOKEN_S)
-                emit(token_id)
-            finished = True
-        finally:
-            self.abandoned += not finished
+        self.abandoned += 1
+        if LONG_CALL in request.prompt_ids:
+            time.sleep(LONG_CALL_S)
+        for token_id in toy_answer(request.prompt_ids, request.max_new_tokens, request.seed):
+            if BREAKS in request.prompt_ids:
+                raise RuntimeError("the engine broke\non two lines")
+            if BREAKS_FOR_GOOD in request.prompt_ids:
+                self.broken = True
+                raise RuntimeError("device-side assert")
+            if SLOW in request.prompt_ids:
+                time.sleep(TOKEN_S)
+            emit(token_id)
+        self.abandoned -= 1
         return Report(device_ms=1.5, graph_path="exact")
 
     def require_usable(self) -> None:
@@ -89,7 +88,7 @@ def main() -> int:
     parser.add_argument("--fail-start")
     parser.add_argument("--hello-timeout", type=float, default=5.0)
     parser.add_argument("--finish", type=float, default=2.0)
-    parser.add_argument("--remind", type=float, default=60.0)
+    parser.add_argument("--beat", type=float, default=5.0)
     options = parser.parse_args()
 
     def open_engine(progress: OnProgress) -> ToyEngine:
@@ -107,7 +106,7 @@ def main() -> int:
             open_engine,
             on_listening=lambda path: print("listening", flush=True),
             on_ready=lambda: print("ready", flush=True),
-            patience=Patience(hello_s=options.hello_timeout, finish_s=options.finish, remind_s=options.remind),
+            timeouts=Timeouts(hello_s=options.hello_timeout, finish_s=options.finish, beat_s=options.beat),
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
+from hybridgraph.serving.facts import require_json, require_usable
 from hybridgraph.serving.ipc.channel import ClientChannel, GeneratorGone
 from hybridgraph.serving.ipc.messages import (
     HELLO,
@@ -24,6 +25,7 @@ from hybridgraph.serving.ipc.messages import (
     FailureKind,
     Generate,
     GetStats,
+    Heartbeat,
     Progress,
     ProtocolError,
     Queued,
@@ -35,9 +37,9 @@ from hybridgraph.serving.ipc.messages import (
 )
 from hybridgraph.system.console import OnProgress, nobody
 
-# What a generator may say nothing for; one that ends is noticed at once.
-STARTING_SILENCE_S = 3600.0  # it may have a model to download
-SILENCE_S = 600.0  # once it is ready
+# What a generator may say nothing for: several times what lies between two of its heartbeats. One that ends is noticed
+# at once.
+TIMEOUT_S = 25.0
 
 OnQueued = Callable[[int], None]  # how many requests are ahead
 
@@ -57,6 +59,10 @@ class GeneratorLost(UserError):
     """The generator ended while something was still asked of it."""
 
 
+class GeneratorSilent(UserError):
+    """The generator gives no sign of life: it hangs, is stopped, or is none. It may not heed SIGTERM either."""
+
+
 class GeneratorLink:
     """A connection to a generator that is ready; every way in which it can end is one UserError."""
 
@@ -67,28 +73,17 @@ class GeneratorLink:
 
     @classmethod
     def open(
-        cls, path: Path, *, script: str, silence_s: float, on_progress: OnProgress, on_queued: OnQueued
+        cls, path: Path, *, script: str, timeout_s: float, on_progress: OnProgress, on_queued: OnQueued
     ) -> tuple[GeneratorLink, Ready]:
         """Connect, and wait until the generator is ready; raises UserError."""
-        command, elsewhere = (f"python {script} --socket {quoted}" for quoted in (shlex.quote(str(path)), "PATH"))
-        try:
-            channel = ClientChannel.connect(path, silence_s=STARTING_SILENCE_S)
-        except FileNotFoundError:
-            raise UserError(f"no generator at {path}: start one with: {command}") from None
-        except ConnectionRefusedError:
-            if not path.is_socket():
-                raise UserError(f"{path} is no socket: start a generator at another path with: {elsewhere}") from None
-            raise UserError(f"nobody serves {path} any longer: start a generator with: {command}") from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be connected to: {error.strerror or error}") from None
-        link = cls(path, channel, on_queued)
+        link = cls(path, _connected(path, script, timeout_s), on_queued)
         try:
             link.send(HELLO)
             ready = link.wait_for(Ready, on_progress=on_progress)
-            channel.bear_silence(silence_s)
+            require_usable(ready.info, f"the generator at {path}")
             return link, ready
         except BaseException:
-            channel.close()
+            link.channel.close()
             raise
 
     def send(self, message: ToServer) -> None:
@@ -102,9 +97,11 @@ class GeneratorLink:
             raise UserError(f"no request: {error}") from None
 
     def receive(self, *, descriptors: list[int] | None = None) -> ToClient:
-        """The next message, whatever it is; ``descriptors``: see ``ClientChannel.receive``."""
+        """Return the next message that is no heartbeat; ``descriptors``: see ``ClientChannel.receive``."""
         try:
-            return self.channel.receive(descriptors=descriptors)
+            while isinstance(message := self.channel.receive(descriptors=descriptors), Heartbeat):
+                pass
+            return message
         except (GeneratorGone, TimeoutError, ProtocolError) as error:
             raise self.fault(error) from None
 
@@ -125,6 +122,13 @@ class GeneratorLink:
                 on_progress(message.stage, message.done, message.total)
             self.heed(message, request_id)
 
+    def stats(self) -> dict[str, Any]:
+        """Return the generator's counters and costs so far, as JSON values."""
+        self.send(GetStats())
+        values = self.wait_for(Stats).values
+        require_json(values, f"the generator at {self.path}: its counters")
+        return values
+
     def heed(self, message: ToClient, request_id: int | None) -> None:
         """React to what is no answer: raises RequestFailed where ``request_id`` or the connection failed."""
         if isinstance(message, Queued):
@@ -140,8 +144,29 @@ class GeneratorLink:
         if isinstance(error, GeneratorGone):
             return GeneratorLost(f"the generator at {self.path} is gone")
         if isinstance(error, TimeoutError):
-            return UserError(f"the generator at {self.path} has said nothing for {self.channel.silence_s:g} s")
+            return _silent(self.path, self.channel.timeout_s)
         return UserError(f"the generator at {self.path}: {error}")
+
+
+def _connected(path: Path, script: str, timeout_s: float) -> ClientChannel:
+    """A connection to whatever listens at ``path``; raises UserError where nothing does."""
+    command, elsewhere = (f"python {script} --socket {quoted}" for quoted in (shlex.quote(str(path)), "PATH"))
+    try:
+        return ClientChannel.connect(path, timeout_s=timeout_s)
+    except FileNotFoundError:
+        raise UserError(f"no generator at {path}: start one with: {command}") from None
+    except ConnectionRefusedError:
+        if not path.is_socket():
+            raise UserError(f"{path} is no socket: start a generator at another path with: {elsewhere}") from None
+        raise UserError(f"nobody serves {path} any longer: start a generator with: {command}") from None
+    except BlockingIOError:  # others wait at its door already
+        raise _silent(path, timeout_s) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be connected to: {error.strerror or error}") from None
+
+
+def _silent(path: Path, timeout_s: float) -> GeneratorSilent:
+    return GeneratorSilent(f"the generator at {path} has said nothing for {timeout_s:g} s: it hangs, or was stopped")
 
 
 def _is_of(message: ToClient, request_id: int | None) -> bool:
@@ -164,17 +189,17 @@ class GeneratorClient:
         path: Path,
         *,
         script: str,
-        silence_s: float = SILENCE_S,
+        timeout_s: float = TIMEOUT_S,
         on_progress: OnProgress = nobody,
         on_queued: OnQueued = nobody,
     ) -> GeneratorClient:
         """Wait until the generator at ``path`` is ready, with its progress in ``on_progress``.
 
         ``script`` is named to the user where there is no generator. Raises UserError, then and later, where
-        there is none any more, or it says nothing for ``silence_s``.
+        there is none any more, or it gives no sign of life for ``timeout_s``.
         """
         opened = GeneratorLink.open(
-            path, script=script, silence_s=silence_s, on_progress=on_progress, on_queued=on_queued
+            path, script=script, timeout_s=timeout_s, on_progress=on_progress, on_queued=on_queued
         )
         return cls(*opened)
 
@@ -189,7 +214,7 @@ class GeneratorClient:
             self._link.send(Generate(request_id=request_id, request=request))
             self._request_id = request_id
         try:
-            return self._receive_answer(request_id, emit)
+            return self._receive_answer(request_id, emit, request.max_new_tokens)
         except RequestFailed:
             raise
         except BaseException:  # the caller's: what the generator still does for it is wasted
@@ -197,7 +222,7 @@ class GeneratorClient:
                 self.cancel()
             raise
 
-    def _receive_answer(self, request_id: int, emit: Callable[[int], None]) -> Report:
+    def _receive_answer(self, request_id: int, emit: Callable[[int], None], num_tokens: int) -> Report:
         while True:
             message = self._link.receive()
             if not isinstance(message, (Token, Done)):
@@ -206,6 +231,8 @@ class GeneratorClient:
                 continue  # the rest of an answer that was given up
             elif isinstance(message, Token):
                 emit(message.id)
+                if (num_tokens := num_tokens - 1) < 0:
+                    raise UserError(f"the generator at {self._link.path} sends more tokens than were asked for")
             else:
                 return message.report
 
@@ -215,8 +242,7 @@ class GeneratorClient:
             self._link.send(Cancel(request_id=self._request_id))
 
     def stats(self) -> dict[str, Any]:
-        self._link.send(GetStats())
-        return self._link.wait_for(Stats).values
+        return self._link.stats()
 
     def close(self) -> None:
         """Close the connection; the generator goes on."""

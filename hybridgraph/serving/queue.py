@@ -1,15 +1,13 @@
-"""Who holds the engine and who waits for it, in the order of their arrival."""
+"""Who holds the engine and who waits for it: requests of one client in their order, turns round the clients."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from hybridgraph.contract import Request
 from hybridgraph.serving.ipc.connections import Connection
-from hybridgraph.serving.ipc.messages import Queued
+from hybridgraph.serving.ipc.messages import DecodeStep, Finished, Generate, Prefill, Share
 
 
 @dataclass(eq=False, kw_only=True)
@@ -17,84 +15,120 @@ class Job:
     """A request that waits for the engine or holds it."""
 
     connection: Connection
-    request_id: int  # the client's own
-    request: Request | None  # None: the buffers
-    told_ahead: int = 0  # the position its client knows
+    message: Generate | Share | Prefill
+    steps: deque[DecodeStep | Finished] = field(default_factory=deque)  # what followed a Prefill, not done yet
+    begun_s: float = 0.0  # monotonic, when it became the holder
+    worked_s: float = 0.0  # of that time, what the engine has worked
+    told_position: int = 0  # the one its client knows
     cancelled: bool = False
+
+    @property
+    def request_id(self) -> int:
+        """The client's own."""
+        return self.message.request_id
 
     def is_of(self, connection: Connection, request_id: int) -> bool:
         return self.connection is connection and self.request_id == request_id
 
-    def queued(self, ahead: int) -> Queued:
-        return Queued(request_id=self.request_id, position=ahead)
+    @property
+    def num_ids(self) -> int:
+        """Prompt ids that are kept while it waits."""
+        return len(self.message.request.prompt_ids) if isinstance(self.message, Generate) else 0
 
 
-class Line:
-    """One holder and a queue; ``tell(job, ahead)`` is called whenever a job's position has changed."""
+class FairQueue:
+    """One holder, and a queue a client; the next holder is the first job of the client whose turn is the longest ago.
+
+    ``tell(job, position)`` is called with the number of requests ahead of a job: when it comes and others are ahead,
+    and then, of the first job of each client, whenever the number has changed.
+    """
 
     def __init__(self, tell: Callable[[Job, int], None]) -> None:
         self.holder: Job | None = None
         self._tell = tell
-        self._reminded_s = time.perf_counter()
-        self._waiting: deque[Job] = deque()
+        self._waiting: OrderedDict[Connection, deque[Job]] = OrderedDict()  # in the order of their turns
+        self._num_changes = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
-    def num_of(self, connection: Connection) -> int:
-        """How many requests of one client wait."""
-        return sum(job.connection is connection for job in self._waiting)
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a job that comes now is the next holder."""
+        return self.holder is None and self.is_empty
+
+    @property
+    def clients(self) -> list[Connection]:
+        """Those of whom a job waits, in the order of their turns."""
+        return list(self._waiting)
+
+    def jobs_of(self, connection: Connection) -> list[Job]:
+        """One client's waiting jobs, in their order."""
+        return list(self._waiting.get(connection, ()))
 
     def append(self, job: Job) -> None:
-        self._waiting.append(job)
-        self._tell_positions()
+        """Add ``job`` behind the others of its client."""
+        position = self._position_of_next(job.connection)
+        self._waiting.setdefault(job.connection, deque()).append(job)
+        self._num_changes += 1
+        if position:
+            job.told_position = position
+            self._tell(job, position)
 
     def next(self) -> Job | None:
-        """Make the first in line the holder."""
+        """Make the first job of the next client the holder; returns None where nobody waits."""
         if not self._waiting:
             return None
-        self.holder = self._waiting.popleft()
-        if self._waiting:
-            self._tell_positions()
+        connection, jobs = self._waiting.popitem(last=False)
+        self.holder = jobs.popleft()
+        if jobs:
+            self._waiting[connection] = jobs
+        self._tell_first_jobs()
         return self.holder
 
-    def take_out(self, connection: Connection, request_id: int) -> Job | None:
-        """Remove one waiting request; None where it does not wait."""
-        for job in self._waiting:
-            if job.is_of(connection, request_id):
-                self._waiting.remove(job)
-                self._tell_positions()
+    def remove(self, connection: Connection, request_id: int) -> Job | None:
+        """Remove one waiting job; returns None where it does not wait."""
+        for job in self.jobs_of(connection):
+            if job.request_id == request_id:
+                self._waiting[connection].remove(job)
+                if not self._waiting[connection]:
+                    del self._waiting[connection]
+                self._tell_first_jobs()
                 return job
         return None
 
     def forget(self, connection: Connection) -> None:
-        """A client is gone: nothing of it waits any longer."""
-        if self.num_of(connection):
-            self._waiting = deque(job for job in self._waiting if job.connection is not connection)
-            self._tell_positions()
+        """Remove every waiting job of a client that is gone."""
+        if self._waiting.pop(connection, None):
+            self._tell_first_jobs()
 
     def clear(self) -> list[Job]:
-        """Remove and return everyone who waits."""
-        left = list(self._waiting)
+        """Remove and return all that wait."""
+        left = [job for jobs in self._waiting.values() for job in jobs]
         self._waiting.clear()
         return left
 
-    def remind(self, every_s: float) -> None:
-        """Tell everyone who waits of their position again, ``every_s`` after the last time or the line's beginning."""
-        now_s = time.perf_counter()
-        if not self._waiting:
-            self._reminded_s = now_s
-        elif now_s > self._reminded_s + every_s:
-            self._reminded_s = now_s
-            for job in self._waiting:
-                job.told_ahead = 0
-            self._tell_positions()
+    def _position_of_next(self, connection: Connection) -> int:
+        """How many requests are ahead of one that this client adds now, in the order of turns as it stands."""
+        own = len(self._waiting.get(connection, ()))
+        ahead, is_before = own + (self.holder is not None), True
+        for client, jobs in self._waiting.items():
+            if client is connection:
+                is_before = False
+            else:  # of each other client as many as this one has turns before it, and one where its turn is earlier
+                ahead += min(len(jobs), own + is_before)
+        return ahead
 
-    def _tell_positions(self) -> None:
-        waiting = self._waiting
-        for ahead, job in enumerate(waiting, 1 if self.holder else 0):
-            if ahead != job.told_ahead:
-                job.told_ahead = ahead
-                self._tell(job, ahead)
-            if self._waiting is not waiting:
+    def _tell_first_jobs(self) -> None:
+        self._num_changes += 1
+        change = self._num_changes
+        for position, jobs in enumerate(list(self._waiting.values()), 1 if self.holder else 0):
+            if position != jobs[0].told_position:
+                jobs[0].told_position = position
+                self._tell(jobs[0], position)
+            if self._num_changes != change:
                 return  # telling found a client gone, and the others have been told of it

@@ -1,4 +1,4 @@
-"""A running generator as a source of tokens whose dynamic operations run here, on the generator's own buffers.
+"""A running generator as a source of tokens whose dynamic operations run here, on buffers that both processes see.
 
 The client copies and pads the prompt into the shared input, the generator replays, the client
 samples from the shared logits: no id and no logit travels in a message. What it costs is a wait for
@@ -21,24 +21,22 @@ from hybridgraph.engine.inputs import StagedInput
 from hybridgraph.engine.ops.select import dynamic_ops
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.timing import DeviceTimer
-from hybridgraph.serving.client import SILENCE_S, GeneratorLink, OnQueued
+from hybridgraph.serving.client import TIMEOUT_S, GeneratorLink, OnQueued
 from hybridgraph.serving.ipc.buffers import SHARED_NAMES, import_tensor
 from hybridgraph.serving.ipc.messages import (
     DecodeStep,
     Finished,
-    GetStats,
     Prefill,
     Ready,
     Replayed,
     Share,
     Shared,
-    Stats,
 )
 from hybridgraph.system.console import OnProgress, nobody
 
 
 class SharedBufferClient:
-    """A ``TokenSource``. It holds the engine from ``connect`` to ``close``; other clients wait that long."""
+    """A ``TokenSource``. It holds the engine for an answer at a time; other clients wait that long."""
 
     def __init__(self, link: GeneratorLink, ready: Ready, shared: dict[str, Tensor]) -> None:
         self._link = link
@@ -61,13 +59,13 @@ class SharedBufferClient:
         path: Path,
         *,
         script: str,
-        silence_s: float = SILENCE_S,
+        timeout_s: float = TIMEOUT_S,
         on_progress: OnProgress = nobody,
         on_queued: OnQueued = nobody,
     ) -> SharedBufferClient:
-        """Wait until the generator is ready and this client's turn has come; raises UserError."""
+        """Wait until the generator is ready and has lent its buffers; raises UserError, then and later."""
         link, ready = GeneratorLink.open(
-            path, script=script, silence_s=silence_s, on_progress=on_progress, on_queued=on_queued
+            path, script=script, timeout_s=timeout_s, on_progress=on_progress, on_queued=on_queued
         )
         try:
             return cls(link, ready, _import_buffers(link))
@@ -105,8 +103,7 @@ class SharedBufferClient:
         return self._summed(report or Report(), last_overflowed)
 
     def stats(self) -> dict[str, Any]:
-        self._link.send(GetStats())
-        return self._link.wait_for(Stats).values
+        return self._link.stats()
 
     def close(self) -> None:
         """Let go of the buffers, then of the engine: in this order, because the buffers are the generator's."""

@@ -101,10 +101,12 @@ def _private(directory: Path) -> Iterator[None]:
 def _locked(path: Path) -> Iterator[None]:
     lock_path = _lock_of(path)
     try:
-        descriptor = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
         raise UserError(f"--socket: {lock_path} cannot be locked: {error.strerror}") from None
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"--socket: {lock_path} cannot be locked: it is no regular file, move it away")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # One that has just ended may have removed the file between our open and our lock.
@@ -112,14 +114,14 @@ def _locked(path: Path) -> Iterator[None]:
         except (BlockingIOError, FileNotFoundError):
             held = False
         except OSError as error:
-            lock_path.unlink(missing_ok=True)
+            _remove(lock_path)
             raise UserError(f"--socket: {lock_path} cannot be locked: {error.strerror}") from None
         if not held:
             raise UserError(f"a generator is already serving {path}")
         try:
             yield
         finally:
-            lock_path.unlink(missing_ok=True)
+            _remove(lock_path)
     finally:
         os.close(descriptor)
 
@@ -143,8 +145,14 @@ def _bound(path: Path) -> Iterator[socket.socket]:
             listening.setblocking(False)
             yield listening
         finally:
-            if path.exists() and os.path.samestat(path.lstat(), bound):
-                path.unlink()
+            _remove(path, bound)
+
+
+def _remove(path: Path, made: os.stat_result | None = None) -> None:
+    """Remove our file at a generator's end, if it is still the one we ``made``; not if its directory was taken away."""
+    with suppress(OSError):
+        if made is None or os.path.samestat(path.lstat(), made):
+            path.unlink()
 
 
 def _remove_stale(path: Path) -> None:

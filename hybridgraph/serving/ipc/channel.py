@@ -42,6 +42,15 @@ class FrameReader:
     def feed(self, data: bytes) -> None:
         self._pending += data
 
+    @property
+    def holds_frame(self) -> bool:
+        """Whether ``next`` has something to return, or to raise."""
+        pending = self._pending
+        if len(pending) < LENGTH_PREFIX.size:
+            return False
+        (length,) = LENGTH_PREFIX.unpack_from(pending)
+        return length > MAX_FRAME_BYTES or len(pending) >= LENGTH_PREFIX.size + length
+
     def next(self) -> bytes | None:
         """The body of the next whole frame, or None; raises FrameTooLarge as soon as its length is known."""
         pending = self._pending
@@ -70,33 +79,29 @@ class GeneratorGone(Exception):
 class ClientChannel:
     """A client's connection: blocking, one system call to send a message, one to receive what has arrived."""
 
-    def __init__(self, connection: socket.socket, *, silence_s: float) -> None:
-        """``connection`` is owned from here on; ``silence_s``: see ``bear_silence``."""
+    def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
+        """Own ``connection`` from here on; ``timeout_s``: how long the generator may say or accept nothing."""
         self._socket = connection
         self._reader = FrameReader()
-        self.bear_silence(silence_s)
-
-    def bear_silence(self, silence_s: float) -> None:
-        """How long the peer may say nothing from now on."""
-        self.silence_s = silence_s
-        # The kernel's own timeouts: Python's would cost a second system call for each receive.
-        seconds, fraction = divmod(silence_s, 1)
-        timeout = struct.pack("ll", int(seconds), int(fraction * 1e6))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        self.timeout_s = timeout_s
+        _set_timeouts(connection, timeout_s)
 
     @classmethod
-    def connect(cls, path: Path, *, silence_s: float) -> ClientChannel:
-        """Connect to the generator at ``path``; raises OSError, or UserError where it is another user's."""
+    def connect(cls, path: Path, *, timeout_s: float) -> ClientChannel:
+        """Connect to the generator at ``path``.
+
+        Raises OSError, of which BlockingIOError where it accepts nobody, or UserError where it is another user's.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            _set_timeouts(connection, timeout_s)
             connection.connect(str(path))
             if (uid := peer_uid(connection)) != os.getuid():
                 raise UserError(f"the generator at {path} belongs to user id {uid}, this client to {os.getuid()}")
         except BaseException:
             connection.close()
             raise
-        return cls(connection, silence_s=silence_s)
+        return cls(connection, timeout_s=timeout_s)
 
     def send(self, message: ToServer) -> None:
         """Send ``message`` whole; raises FrameTooLarge, GeneratorGone, or TimeoutError."""
@@ -112,25 +117,32 @@ class ClientChannel:
             raise TimeoutError from None
 
     def receive(self, *, descriptors: list[int] | None = None) -> ToClient:
-        """The next message; raises GeneratorGone, TimeoutError or ProtocolError.
+        """Return the next message; raises GeneratorGone, TimeoutError or ProtocolError.
 
         ``descriptors``: gathers the file descriptors that come with it, for the caller to close.
         """
+        until_s = time.monotonic() + self.timeout_s
         while (body := self._reader.next()) is None:
-            try:
-                if descriptors is None:
-                    data = self._receive_spinning() or self._socket.recv(RECEIVE_BYTES)
-                else:
-                    data, received, _, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, MAX_DESCRIPTORS)
-                    descriptors += received
-            except BlockingIOError:
-                raise TimeoutError from None
-            except ConnectionResetError:
-                raise GeneratorGone from None
+            if time.monotonic() > until_s:  # bytes that trickle are no sign of life
+                raise TimeoutError
+            data = self._receive_bytes(descriptors)
             if not data:
                 raise GeneratorGone
             self._reader.feed(data)
         return decode_to_client(body)
+
+    def _receive_bytes(self, descriptors: list[int] | None) -> bytes:
+        """What has arrived, once something has; nothing at the end of the connection."""
+        try:
+            if descriptors is None:
+                return self._receive_spinning() or self._socket.recv(RECEIVE_BYTES)
+            data, received, _, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, MAX_DESCRIPTORS)
+        except BlockingIOError:
+            raise TimeoutError from None
+        except ConnectionResetError:
+            raise GeneratorGone from None
+        descriptors += received
+        return data
 
     def _receive_spinning(self) -> bytes:
         """What arrives within ``SPIN_S``, without sleeping; nothing where nothing does, or where the end came."""
@@ -144,3 +156,11 @@ class ClientChannel:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _set_timeouts(connection: socket.socket, timeout_s: float) -> None:
+    """Limit every call on ``connection``. By the kernel: Python's timeout would cost a second system call a receive."""
+    seconds, fraction = divmod(timeout_s, 1)
+    timeout = struct.pack("ll", int(seconds), int(fraction * 1e6))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)

@@ -1,15 +1,18 @@
-"""The generator's ends of all connections: one thread, never blocked by a client.
+"""The generator's ends of all connections: one thread, never blocked by a client, never kept busy by one.
 
 A client that says nothing, sends what is no message, or does not read what it asked for loses its
-connection; the others do not notice.
+connection; the others do not notice. What arrives is taken in turns, one frame a client and one newcomer
+a turn, for a bounded time a poll: a flood waits at its own sockets, not in the way of an answer.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from hybridgraph.serving.ipc.address import Listener, peer_uid
@@ -28,23 +31,28 @@ from hybridgraph.serving.ipc.messages import (
 
 HELLO_TIMEOUT_S = 5.0
 MAX_CLIENTS = 64
+NEWCOMER_S = 0.25  # in which a client keeps its place though it has not asked for anything yet
+IDLE_S = 60.0  # for which a client that was answered keeps its place
 RETRY_S = 0.1  # after a client could not be accepted, as where there are no more descriptors
+POLL_BUDGET_S = 1e-3  # after which a poll leaves what else has arrived to the next one
 MAX_UNREAD_BYTES = 1 << 20  # queued for a client beyond what the kernel holds for it
 
 
 class Connection:
     """One client."""
 
-    def __init__(self, endpoint: socket.socket, hello_deadline: float) -> None:
+    def __init__(self, endpoint: socket.socket, hello_timeout_s: float) -> None:
+        now_s = time.monotonic()
         self.socket = endpoint
         self.reader = FrameReader()
         self.unsent = bytearray()
-        self.hello_deadline: float | None = hello_deadline  # None once it has said Hello
+        self.hello_deadline_s: float | None = now_s + hello_timeout_s  # None once it has said Hello
+        self.keeps_place_until_s = now_s + NEWCOMER_S  # where places are short
         self.open = True
 
     @property
     def greeted(self) -> bool:
-        return self.hello_deadline is None
+        return self.hello_deadline_s is None
 
 
 class Connections:
@@ -74,27 +82,36 @@ class Connections:
         self._allowed_uid = os.getuid() if allowed_uid is None else allowed_uid
         self._connections: set[Connection] = set()
         self._silent: set[Connection] = set()  # those that have not said Hello
+        self._ready: OrderedDict[Connection | None, None] = OrderedDict()  # whose turn comes; None: who knocks
+        self._accepts_again_s: float | None = None  # monotonic; None while newcomers are accepted
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
 
     def watch(self, endpoint: socket.socket, react: Callable[[], object]) -> None:
         """Call ``react`` from ``poll`` whenever ``endpoint`` is readable."""
         self._selector.register(endpoint, selectors.EVENT_READ, react)
 
-    def poll(self, timeout_s: float | None) -> None:
-        """React to what has happened; waits up to ``timeout_s`` (None: until something does, 0: not at all)."""
-        if self._silent:
-            timeout_s = self._until_next_deadline(timeout_s)
-        for key, events in self._selector.select(timeout_s):
-            if not isinstance(key.data, Connection):
+    def poll(self, timeout_s: float | None) -> bool:
+        """React to what has happened, for about POLL_BUDGET_S at most; returns whether anything had.
+
+        Waits up to ``timeout_s`` for it (None: until something does happen, 0: not at all).
+        """
+        events = self._selector.select(self._until_next_deadline(timeout_s))
+        for key, mask in events:
+            if callable(key.data):
                 key.data()
                 continue
-            if events & selectors.EVENT_WRITE and key.data.open:
+            if mask & selectors.EVENT_WRITE:
                 self._flush(key.data)
-            if events & selectors.EVENT_READ and key.data.open:
-                self._read(key.data)
+            if mask & selectors.EVENT_READ:
+                self._ready.setdefault(key.data)
+        happened = bool(self._ready or events)
+        self._take_turns()
         if self._silent:
             self._drop_silent()
+        if self._accepts_again_s is not None and time.monotonic() >= self._accepts_again_s:
+            self._resume_accepting()
+        return happened
 
     def send(self, connection: Connection, message: ToClient) -> None:
         """Send ``message``, now or as fast as the client reads; to a closed connection it is nothing."""
@@ -120,8 +137,13 @@ class Connections:
 
     def broadcast(self, message: ToClient) -> None:
         """Send ``message`` to every client that has introduced itself."""
-        for connection in [c for c in self._connections if c.greeted]:
+        for connection in self.greeted:
             self.send(connection, message)
+
+    @property
+    def greeted(self) -> list[Connection]:
+        """The clients that have introduced themselves."""
+        return [connection for connection in self._connections if connection.greeted]
 
     def drop(self, connection: Connection, kind: FailureKind, error: str) -> None:
         """Tell the client why, log it, and close its connection."""
@@ -136,21 +158,55 @@ class Connections:
             self._close(connection)
         self._selector.close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                endpoint, _ = self._listener.accept()
-            except BlockingIOError:
+    def _take_turns(self) -> None:
+        """Let one after the other be heard until nobody has more to say, or the time for it is over."""
+        end_s = time.perf_counter() + POLL_BUDGET_S
+        while self._ready:
+            source, _ = self._ready.popitem(last=False)
+            if self._accept() if source is None else self._take_frame(source):
+                self._ready[source] = None
+            if time.perf_counter() > end_s:
                 return
-            except OSError as error:
-                self._log(f"a client could not be accepted: {error}")
-                time.sleep(RETRY_S)  # it still waits at the door, and the next poll comes here at once
-                return
-            self._let_in(endpoint)
+
+    def _accept(self) -> bool:
+        """Let one newcomer in; returns whether another may be waiting."""
+        if len(self._connections) >= MAX_CLIENTS and 0.0 < (wait_s := self._make_room()) <= NEWCOMER_S:
+            self._pause_accepting(wait_s)
+            return False
+        try:
+            endpoint, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError as error:  # there are no more descriptors, most often
+            if self._make_room() == 0.0:
+                return True
+            self._log(f"a client could not be accepted: {error.strerror or error}")
+            self._pause_accepting(RETRY_S)
+            return False
+        self._let_in(endpoint)
+        return True
+
+    def _make_room(self) -> float:
+        """Drop the client that has been idle for longest, if it may be; returns seconds until one may, or 0."""
+        idlest = min(self._connections, key=lambda connection: connection.keeps_place_until_s, default=None)
+        if idlest is None or (left_s := idlest.keeps_place_until_s - time.monotonic()) > 0.0:
+            return math.inf if idlest is None else left_s
+        self.drop(idlest, "request", "nothing was asked for, and another client needs the place")
+        return 0.0
+
+    def _pause_accepting(self, pause_s: float) -> None:
+        """Leave newcomers where they wait; answering goes on."""
+        self._accepts_again_s = time.monotonic() + pause_s
+        self._selector.unregister(self._listener)
+
+    def _resume_accepting(self) -> None:
+        if self._accepts_again_s is not None:
+            self._accepts_again_s = None
+            self._selector.register(self._listener, selectors.EVENT_READ, None)
 
     def _let_in(self, endpoint: socket.socket) -> None:
         endpoint.setblocking(False)
-        connection = Connection(endpoint, time.monotonic() + self._hello_timeout_s)
+        connection = Connection(endpoint, self._hello_timeout_s)
         self._connections.add(connection)
         self._silent.add(connection)
         self._selector.register(endpoint, selectors.EVENT_READ, connection)
@@ -159,33 +215,42 @@ class Connections:
         elif len(self._connections) > MAX_CLIENTS:
             self.drop(connection, "request", f"{MAX_CLIENTS} clients are connected already")
 
-    def _read(self, connection: Connection) -> None:
+    def _take_frame(self, connection: Connection) -> bool:
+        """Hear one message of a client; returns whether another has arrived."""
+        try:
+            if not connection.open or not (connection.reader.holds_frame or self._read(connection)):
+                return False
+            if (body := connection.reader.next()) is not None:
+                self._deliver(connection, body)
+            return connection.open and connection.reader.holds_frame
+        except ProtocolError as error:
+            self.drop(connection, "version" if isinstance(error, WrongVersion) else "protocol", str(error))
+            return False
+
+    def _read(self, connection: Connection) -> bool:
+        """Read what has arrived; returns False where nothing has, or the end of the connection."""
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self._close(connection)
-            return
-        try:
-            if data:
-                connection.reader.feed(data)
-                self._deliver(connection)
-            else:
-                connection.reader.finish()
-                self._close(connection)
-        except ProtocolError as error:
-            self.drop(connection, "version" if isinstance(error, WrongVersion) else "protocol", str(error))
+            return False
+        if not data:
+            connection.reader.finish()
+            self._close(connection)
+            return False
+        connection.reader.feed(data)
+        return True
 
-    def _deliver(self, connection: Connection) -> None:
-        while connection.open and (body := connection.reader.next()) is not None:
-            if connection.greeted:
-                self._on_message(connection, decode_to_server(body))
-                continue
-            decode_hello(body)
-            connection.hello_deadline = None
-            self._silent.discard(connection)
-            self._on_hello(connection)
+    def _deliver(self, connection: Connection, body: bytes) -> None:
+        if connection.greeted:
+            self._on_message(connection, decode_to_server(body))
+            return
+        decode_hello(body)
+        connection.hello_deadline_s = None
+        self._silent.discard(connection)
+        self._on_hello(connection)
 
     def _sent(self, connection: Connection, frame: bytearray, send: Callable[[], int]) -> None:
         try:
@@ -201,6 +266,8 @@ class Connections:
             self._check_unread(connection)
 
     def _flush(self, connection: Connection) -> None:
+        if not connection.open:
+            return
         try:
             del connection.unsent[: connection.socket.send(connection.unsent)]
         except BlockingIOError:
@@ -221,17 +288,24 @@ class Connections:
         connection.open = False
         self._connections.discard(connection)
         self._silent.discard(connection)
+        self._ready.pop(connection, None)
         self._selector.unregister(connection.socket)
         connection.socket.close()
+        self._resume_accepting()
         if connection.greeted:
             self._on_close(connection)
 
-    def _until_next_deadline(self, timeout_s: float | None) -> float:
-        nearest = min(c.hello_deadline for c in self._silent if c.hello_deadline is not None) - time.monotonic()
-        return max(0.0, nearest if timeout_s is None else min(timeout_s, nearest))
+    def _until_next_deadline(self, timeout_s: float | None) -> float | None:
+        if self._ready:
+            return 0.0
+        if not self._silent and self._accepts_again_s is None:
+            return timeout_s
+        deadlines_s = [c.hello_deadline_s for c in self._silent if c.hello_deadline_s is not None]
+        nearest_s = min([*deadlines_s, self._accepts_again_s or math.inf]) - time.monotonic()
+        return max(0.0, nearest_s if timeout_s is None else min(timeout_s, nearest_s))
 
     def _drop_silent(self) -> None:
-        now = time.monotonic()
+        now_s = time.monotonic()
         for connection in list(self._silent):
-            if connection.hello_deadline is not None and connection.hello_deadline <= now:
+            if connection.hello_deadline_s is not None and connection.hello_deadline_s <= now_s:
                 self.drop(connection, "protocol", f"no Hello within {self._hello_timeout_s:g} s")

@@ -6,6 +6,8 @@ that is received can run code.
 
     client → generator   Hello, then Generate, Cancel, GetStats; Share, Prefill, DecodeStep, Finished
     generator → client   Progress…, Ready, then Queued, Token…, Done or Failed, Stats; Shared, Replayed
+
+Between any two of the latter a Heartbeat may come.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import msgspec
 from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import shortened
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 MAX_FRAME_BYTES = 1 << 20  # body of a frame; a prompt of 200,000 ids fits
 LENGTH_PREFIX = struct.Struct(">I")
 
@@ -75,20 +77,24 @@ class GetStats(Message, tag="get_stats"):
 
 
 class Share(Message, tag="share"):
-    """Ask for the engine's static buffers. The engine is this client's from Shared until its Cancel or its end."""
+    """Ask for buffers to run dynamic operations on. They are this client's from Shared until its Cancel or its end."""
 
     request_id: int
 
 
 class Prefill(Message, tag="prefill"):
-    """Replay a prefill over the shared buffers, whose writes by the client have finished. Reply: Replayed."""
+    """Replay a prefill over the shared buffers, whose writes by the client have finished.
+
+    Replies: Queued where others are ahead, then Replayed. The engine is this client's from Replayed until its Finished,
+    its next Prefill, or a Failed with this ``request_id``: others wait, and it may not keep them waiting for long.
+    """
 
     request_id: int
     length: int  # ids of the prompt, without padding
 
 
 class DecodeStep(Message, tag="decode_step"):
-    """Replay one decode step on the id in the shared buffer ``token``. Reply: Replayed."""
+    """Replay one decode step of the last Prefill, on the id in the shared buffer ``token``. Reply: Replayed."""
 
     request_id: int
 
@@ -115,10 +121,14 @@ class Ready(Message, tag="ready"):
 
 
 class Queued(Message, tag="queued"):
-    """Others hold or wait for the engine; sent again whenever the position changes, and every minute."""
+    """Others hold or wait for the engine; of a client's first request sent again whenever the position changes."""
 
     request_id: int
     position: int  # requests ahead of this one, the one being answered included
+
+
+class Heartbeat(Message, tag="heartbeat"):
+    """The generator lives. Sent every few seconds to whoever waits for something that takes longer."""
 
 
 class Token(Message, tag="token"):
@@ -177,7 +187,7 @@ class CpuBuffer(msgspec.Struct, frozen=True, kw_only=True, tag="cpu"):
 
 
 class Shared(Message, tag="shared"):
-    """The engine's static buffers by name; see ``hybridgraph.serving.ipc.buffers.SHARED_NAMES``."""
+    """The lent buffers by name; see ``hybridgraph.serving.ipc.buffers.SHARED_NAMES``."""
 
     request_id: int
     buffers: dict[str, CudaBuffer | CpuBuffer]
@@ -191,9 +201,10 @@ class Replayed(Message, tag="replayed"):
 
 
 ToServer = Hello | Generate | Cancel | GetStats | Share | Prefill | DecodeStep | Finished
-ToClient = Progress | Ready | Queued | Token | Done | Failed | Stats | Shared | Replayed
+ToClient = Progress | Ready | Queued | Heartbeat | Token | Done | Failed | Stats | Shared | Replayed
 
 HELLO = Hello(protocol="hybridgraph", version=PROTOCOL_VERSION)
+HEARTBEAT = Heartbeat()
 
 _encoder = msgspec.msgpack.Encoder()
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
