@@ -168,7 +168,7 @@ def _measure_generator(path: Path, config: Config, case: Case) -> None:
             path,
             script=case.generator,
             on_progress=bars,
-            on_queued=say_ahead if config.share_buffers else refuse_to_wait,
+            on_queued=refuse_to_wait,
         )
     with closing(client):
         served = client.info.environment.get("case")
@@ -179,11 +179,6 @@ def _measure_generator(path: Path, config: Config, case: Case) -> None:
         own = {"precapture": opened.get("precapture") or case.precapture}  # what nobody asked for is the case's
         config.require_opened_as(opened | own, f"the generator at {path}")
         _measure(client, config, case)
-
-
-def say_ahead(ahead: int) -> None:
-    """Who is lent the buffers waits for that before it measures."""
-    say(f"waiting: {ahead} requests are ahead")
 
 
 def refuse_to_wait(ahead: int) -> NoReturn:

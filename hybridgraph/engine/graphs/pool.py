@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 
 from hybridgraph.contract import GraphPath
 from hybridgraph.engine.graphs.capture import CaptureCost, CapturedGraph, GraphBackend
+from hybridgraph.engine.graphs.costs import DECODE, CaptureCosts
 from hybridgraph.engine.graphs.lock import EngineLock
 from hybridgraph.engine.graphs.policy import Chunk, GraphCache
 from hybridgraph.machine.timing import Stopwatch
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from hybridgraph.engine.forward.static import StaticOperations
 
 CAPTURING = threading.Lock()  # one capture at a time in a process, whichever engine's
-DECODE = 0  # the decode graph's key among the costs; no prompt has this length
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class GraphPool:
         self.lock = lock
         self.backend = backend
         self.cache = cache
-        self.costs: dict[int, CaptureCost] = {}
-        self.num_captures = 0
+        self.costs = CaptureCosts()
         self._static = static
         self._finished: dict[int, _Recorded] = {}  # in the background, and on their way into the pool
         self._failed: set[int] = set()  # lengths whose capture failed: to try again would cost the others theirs
@@ -123,15 +122,15 @@ class GraphPool:
             self.cache.exclude(length)
 
     def stats(self) -> dict[str, Any]:
-        """Counters, each graph's cost, and when a graph has paid for itself."""
+        """Counters, what captures cost, and when a graph has paid for itself."""
         with self.lock:
-            costs = sorted(dict(self.costs).items())  # a copy: a request of another thread may add to it
             return {
                 "counters": dict(self.cache.counters),
                 "graphs_held": len(self.cache),
-                "captures": self.num_captures,
-                "economics": _economics([cost for length, cost in costs if length != DECODE]),
-                "capture_costs": {str(length): asdict(cost) for length, cost in costs},
+                "captures": self.costs.num_captures,
+                "economics": _economics(self.costs.before_serving),
+                "capture_quantiles": self.costs.quantiles(),
+                "capture_costs": self.costs.last(),
             }
 
     def close(self) -> None:
@@ -190,7 +189,7 @@ class GraphPool:
         with CAPTURING:
             graph, cost = self._timed_capture(self._static.run_decode, self._static.run_decode, time_eager=True)
         self._first_replays(graph, cost)
-        self._note(DECODE, cost)
+        self.costs.add(DECODE, cost)
         return graph
 
     def _timed_capture(
@@ -229,12 +228,8 @@ class GraphPool:
         """Put a graph into the pool, with the lock held; returns those that have left it, for the caller to free."""
         if not recorded.uploaded:
             self._first_replays(recorded.graph, recorded.cost)
-        self._note(length, recorded.cost)
+        self.costs.add(length, recorded.cost)
         return self.cache.insert(length, recorded.graph, recorded.cost.own_mib)
-
-    def _note(self, length: int, cost: CaptureCost) -> None:
-        self.costs[length] = cost
-        self.num_captures += 1
 
 
 def _economics(costs: Sequence[CaptureCost]) -> dict[str, Any]:
