@@ -1,6 +1,7 @@
 """A generator whose engine is arithmetic: the protocol and its faults are tested without a model.
 
-    python tests/toy_generator.py SOCKET [--start-s S] [--fail-start TEXT] [--hello-timeout S] [--finish S] [--beat S]
+    python tests/toy_generator.py SOCKET [--start-s S] [--silent-start] [--fail-start TEXT] [--hello-timeout S]
+                                         [--finish S] [--beat S]
 
 Ids are harmless but for four: 6 and 7 make the engine raise, 8 makes each token take 50 ms, and 99 the first one 3 s.
 """
@@ -85,14 +86,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("socket", type=Path)
     parser.add_argument("--start-s", type=float, default=0.0)
+    parser.add_argument("--silent-start", action="store_true")
     parser.add_argument("--fail-start")
     parser.add_argument("--hello-timeout", type=float, default=5.0)
-    parser.add_argument("--finish", type=float, default=2.0)
+    parser.add_argument("--finish", type=float, default=1.0)
     parser.add_argument("--beat", type=float, default=5.0)
     options = parser.parse_args()
 
     def open_engine(progress: OnProgress) -> ToyEngine:
         end = time.monotonic() + options.start_s
+        if options.silent_start:
+            time.sleep(options.start_s)
         while time.monotonic() < end:
             progress("capturing graphs", 1, 3)
             time.sleep(0.01)
