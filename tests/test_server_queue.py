@@ -63,7 +63,7 @@ def test_queue_goes_round_the_clients() -> None:
     assert [job.request_id for job in served if job] == [0, 10, 1, 20, 2, 3]
 
 
-def test_queue_tells_a_position_that_is_the_number_of_jobs_served_before() -> None:
+def test_queue_tells_how_many_jobs_of_others_are_served_before() -> None:
     seed = random.randrange(10**6)
     print("seed", seed)
     draw = random.Random(seed)
@@ -77,10 +77,11 @@ def test_queue_tells_a_position_that_is_the_number_of_jobs_served_before() -> No
                 queue.next()
         queue.append(last := job(draw.choice(clients)))
         position = told.get(last, 0)
-        ahead = 1 if queue.holder else 0
-        while queue.next() is not last:
-            ahead += 1
-        assert position == ahead
+        ahead = [queue.holder] if queue.holder else []
+        while (following := queue.next()) is not last:
+            assert following is not None
+            ahead.append(following)
+        assert position == sum(job.connection is not last.connection for job in ahead)
 
 
 def test_queue_tells_the_first_job_of_each_client_whenever_its_position_changes() -> None:
@@ -89,15 +90,15 @@ def test_queue_tells_the_first_job_of_each_client_whenever_its_position_changes(
     a, b, c = Client(), Client(), Client()
     for client, number in ((a, 1), (a, 2), (b, 3), (c, 4)):
         queue.append(job(client, number))
-    assert told == [(2, 1), (3, 1), (4, 2)]
+    assert told == [(3, 1), (4, 2)]
     told.clear()
     queue.next()
-    assert told == [(2, 3)], "b and c are before its second turn"
+    assert told == [(2, 2)], "b and c are before its second turn"
     queue.forget(b)
-    assert told[1:] == [(4, 1), (2, 2)]
+    assert told[1:] == [(4, 1), (2, 1)]
     assert queue.remove(c, 5) is None
     assert queue.remove(c, 4) is not None
-    assert told[3:] == [(2, 1)]
+    assert told[3:] == [(2, 0)], "what is left ahead is its own"
     assert [job.request_id for job in queue.clear()] == [2] and queue.is_empty and not queue.is_free
 
 

@@ -39,8 +39,8 @@ class Job:
 class FairQueue:
     """One holder, and a queue a client; the next holder is the first job of the client whose turn is the longest ago.
 
-    ``tell(job, position)`` is called with the number of requests ahead of a job: when it comes and others are ahead,
-    and then, of the first job of each client, whenever the number has changed.
+    ``tell(job, position)`` is called with the number of other clients' jobs ahead of one: when it comes and there are
+    any, and then, for the first job of each client, whenever the number has changed.
     """
 
     def __init__(self, tell: Callable[[Job, int], None]) -> None:
@@ -113,20 +113,24 @@ class FairQueue:
         return left
 
     def _position_of_next(self, connection: Connection) -> int:
-        """How many requests are ahead of one that this client adds now, in the order of turns as it stands."""
+        """How many jobs of others are ahead of one that this client adds now, in the order of turns as it stands."""
         own = len(self._waiting.get(connection, ()))
-        ahead, is_before = own + (self.holder is not None), True
+        position, is_before = self._num_held_by_others(connection), True
         for client, jobs in self._waiting.items():
             if client is connection:
                 is_before = False
-            else:  # of each other client as many as this one has turns before it, and one where its turn is earlier
-                ahead += min(len(jobs), own + is_before)
-        return ahead
+            else:  # as many as this client has turns before, and one where the other's turn is earlier
+                position += min(len(jobs), own + is_before)
+        return position
+
+    def _num_held_by_others(self, connection: Connection) -> int:
+        return int(self.holder is not None and self.holder.connection is not connection)
 
     def _tell_first_jobs(self) -> None:
         self._num_changes += 1
         change = self._num_changes
-        for position, jobs in enumerate(list(self._waiting.values()), 1 if self.holder else 0):
+        for number, (connection, jobs) in enumerate(list(self._waiting.items())):
+            position = number + self._num_held_by_others(connection)
             if position != jobs[0].told_position:
                 jobs[0].told_position = position
                 self._tell(jobs[0], position)

@@ -207,13 +207,14 @@ class Server:
 
     def _poll(self, timeout_s: float | None) -> None:
         """See to the sockets; tell those in the queue from time to time that they wait for something that lives."""
-        if timeout_s is None and not self._queue.is_empty:
+        none_waited = self._queue.is_empty
+        if timeout_s is None and not none_waited:
             timeout_s = min(self._timeouts.beat_s, self._timeouts.lease_s)
         self._connections.poll(timeout_s)
         now_s = self._heartbeat.seen()
         while self._asked_for_stats:
             self._send_stats(self._asked_for_stats.pop())
-        if self._queue.is_empty:
+        if none_waited:
             self._beat_s = now_s
         elif now_s > self._beat_s + self._timeouts.beat_s:
             self._beat(self._queue.clients)

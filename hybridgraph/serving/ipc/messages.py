@@ -121,10 +121,10 @@ class Ready(Message, tag="ready"):
 
 
 class Queued(Message, tag="queued"):
-    """Others hold or wait for the engine; of a client's first request sent again whenever the position changes."""
+    """Others hold or wait for the engine; for a client's first request sent again whenever the position changes."""
 
     request_id: int
-    position: int  # requests ahead of this one, the one being answered included
+    position: int  # requests of other clients ahead of this one, the one being answered included
 
 
 class Heartbeat(Message, tag="heartbeat"):
