@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
-from hybridgraph.cli.commands import run_case5
+from hybridgraph.cases import CASE5
+from hybridgraph.cli.commands import run_case
 
 if __name__ == "__main__":
-    raise SystemExit(run_case5())
+    raise SystemExit(run_case(CASE5))

@@ -7,13 +7,20 @@ a case cannot mean two things in two places.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from hybridgraph.errors import UserError
 
 PAPER_PROMPT_LENGTHS = (10, 50, 100, 150, 200, 250, 300, 350, 400)
-# Settings that mean something to some cases only: to those with a generator and graphs, and to others.
-POOL_SETTINGS = frozenset({"max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers", "socket"})
-PARTIAL_SETTINGS = POOL_SETTINGS | {"ops", "engine"}
+
+
+class Part(Enum):
+    """What only some cases have, and some settings are about."""
+
+    OPS = auto()  # dynamic operations of ours
+    GRAPHS = auto()  # a generator with a rolling pool of graphs
+    FORWARDS = auto()  # a choice of forwards, each a case of its own
+    ENGINES = auto()  # a choice of engines that are not ours, each a case of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +52,15 @@ class Case:
         return self.short or self.title
 
     @property
-    def unused(self) -> frozenset[str]:
-        """The settings that mean nothing to this case."""
-        used = set(POOL_SETTINGS) if self.generator else set()
-        if self.ops is not None:
-            used.add("ops")
-        if self.forward is None:
-            used.add("engine")
-        return PARTIAL_SETTINGS - used
+    def parts(self) -> frozenset[Part]:
+        """What this case has, and others have not."""
+        found = {
+            Part.OPS: self.ops is not None,
+            Part.GRAPHS: bool(self.generator),
+            Part.FORWARDS: len({case.forward for case in family(self)}) > 1,
+            Part.ENGINES: len({case.engine for case in family(self)}) > 1,
+        }
+        return frozenset(part for part, has in found.items() if has)
 
 
 CASE1 = Case(
@@ -189,23 +197,22 @@ TENSORRT_SINGLE = Case(
 
 PEERS = (TENSORRT_SINGLE, HF_STATIC, HF_COMPILED, VLLM, VLLM_FULL, SGLANG, SGLANG_FULL)
 
+
+def family(case: Case) -> tuple[Case, ...]:
+    """The cases that one script measures, by its flags: ``case`` and those beside it."""
+    script = case.script.split()[0]
+    return tuple(each for each in (*CASES, *PEERS) if each.script.split()[0] == script) or (case,)
+
+
 # What ``case5_tensorrt_llm.py --engine`` measures.
-ENGINES = {
-    "tensorrt-llm": CASE5,
-    "tensorrt-llm-single": TENSORRT_SINGLE,
-    "hf-static": HF_STATIC,
-    "hf-compiled": HF_COMPILED,
-    "vllm": VLLM,
-    "vllm-full": VLLM_FULL,
-    "sglang": SGLANG,
-    "sglang-full": SGLANG_FULL,
-}
+ENGINES = {case.script.partition(" --engine ")[2] or case.engine: case for case in family(CASE5)}
 
 
 def variant(case: Case, forward: str) -> Case:
-    """What ``--forward`` makes of ``case``: the fused one is a column of its own. Raises UserError."""
+    """What ``--forward`` makes of ``case``: another one is a column of its own. Raises UserError."""
     if forward == "hf":
         return case
-    if case != CASE4:
-        raise UserError(f"--forward {forward} is a variant of Case 4 only: {case.script} runs Hugging Face's forward")
-    return CASE4_FUSED
+    for other in family(case):
+        if other.forward == forward:
+            return other
+    raise UserError(f"--forward {forward} is a variant of Case 4 only: {case.script} runs Hugging Face's forward")

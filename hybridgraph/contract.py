@@ -66,9 +66,10 @@ def check_request(request: Request, info: SourceInfo) -> None:
         raise UserError("the prompt is empty: at least 1 token id is needed")
     if request.max_new_tokens < 1:
         raise UserError(f"max_new_tokens {request.max_new_tokens}: at least 1 is needed")
-    if num_ids + request.max_new_tokens > info.max_seq_len:
+    if (needed := num_ids + request.max_new_tokens) > info.max_seq_len:
         raise UserError(
-            f"{num_ids} prompt ids and {request.max_new_tokens} new tokens exceed the {info.max_seq_len} positions"
+            f"{num_ids} prompt ids and {request.max_new_tokens} new tokens exceed the {info.max_seq_len} positions: "
+            f"ask for more with max_seq_len={needed}"
         )
     lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
     if lowest < 0 or highest >= info.vocab_size:

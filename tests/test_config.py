@@ -1,86 +1,106 @@
-"""The command line means what the dataclass says, and nothing else."""
+"""A setting is one record: what it may be, who uses it, and what it must match."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hybridgraph.cases import CASE1, CASE3, CASE4, CASE5, PAPER_PROMPT_LENGTHS, Case
-from hybridgraph.config import Config, as_flag, flag_of, parse_args, parse_lengths
+from hybridgraph.bench.samples import IDENTITY_COLUMNS, RunIdentity
+from hybridgraph.cases import CASE1, CASE3, CASE4, CASE5, CASES, HF_STATIC, PAPER_PROMPT_LENGTHS, Case, family
+from hybridgraph.config import (
+    OWNERS,
+    SETTINGS,
+    Config,
+    EngineSettings,
+    ModelSettings,
+    ProtocolSettings,
+    ServingSettings,
+    own_settings_of,
+    settings_of,
+)
 from hybridgraph.errors import UserError
+from hybridgraph.settings import Program, Setting, Told, parse_lengths
+
+PACKAGE = Path(__file__).resolve().parent.parent / "hybridgraph"
+GENERATOR = "the generator"
+FOLLOWS = {"device": "cpu", "precapture": "10-500:10"}
+# What a generator of Case 4 tells that was opened without a flag, on a machine without a GPU.
+USUAL = Config(model="tiny-llama", dtype="float32", device="cpu", max_seq_len=512, ops="torchscript").as_json()
+
+
+def refusal(asked: Config, served: dict[str, Any]) -> str:
+    """What a client is told that asks for something else than was ``served``."""
+    with pytest.raises(UserError) as error:
+        asked.require_opened_as(served, GENERATOR, follows=FOLLOWS)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
     ("text", "lengths"),
     [("5", (5,)), ("1-4", (1, 2, 3, 4)), ("10-50:20", (10, 30, 50)), ("3,1-2,3", (3, 1, 2)), ("10-45:20", (10, 30))],
 )
-def test_lengths(text: str, lengths: tuple[int, ...]) -> None:
+def test_parse_lengths_of_a_specification_returns_its_lengths(text: str, lengths: tuple[int, ...]) -> None:
     assert parse_lengths(text) == lengths
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "a", "5-1", "1-10:0", "1,,2", "1.5", "9999999999"])
-def test_lengths_that_mean_nothing(text: str) -> None:
+def test_parse_lengths_of_anything_else_raises_one_line(text: str) -> None:
     with pytest.raises(UserError) as error:
         parse_lengths(text)
     assert "\n" not in str(error.value)
 
 
-def test_defaults_are_the_papers() -> None:
-    config = parse_args([], description="")
+def test_config_by_default_is_the_papers_protocol() -> None:
+    config = Config()
     assert config.prompt_lengths == PAPER_PROMPT_LENGTHS
     assert (config.ttft_iterations, config.p99_iterations, config.warmup, config.decode_tokens) == (5, 100, 0, 0)
-    assert config.request_temperature == 0.7
-    assert config.positions == 512
+    assert (config.request_temperature, config.positions) == (0.7, 512)
 
 
-def test_flags_reach_their_fields() -> None:
-    argv = "--model x --dtype bfloat16 --prompt-lengths 1-3 --greedy --no-async-capture --share-buffers --seed 7"
-    config = parse_args(argv.split(), description="")
-    assert config == Config(
-        model="x",
-        dtype="bfloat16",
-        prompt_lengths=(1, 2, 3),
-        greedy=True,
-        async_capture=False,
-        share_buffers=True,
-        seed=7,
-    )
-    assert config.request_temperature == 0.0
+def test_config_has_each_setting_from_exactly_one_owner() -> None:
+    names = [setting.name for owner in OWNERS for setting in own_settings_of(owner)]
+    assert sorted(names) == sorted(set(names)) == sorted(SETTINGS)
+    assert set(SETTINGS) == {setting.name for setting in settings_of(Config)}
+    assert set(Config().as_json()) == set(SETTINGS), "what was given is no setting, and is not recorded"
 
 
-@pytest.mark.parametrize(
-    ("argv", "complaint"),
-    [
-        ("--no-such-flag", "--no-such-flag"),
-        ("--dtype int8", "int8"),
-        ("--prompt-lengths 0", "0"),
-        ("--prompt-lengths 10-5", "10-5"),
-        ("--p99-iterations -1", "-1"),
-        ("--p99-iterations 99999999999", "99999999999"),
-        ("--ttft-iterations many", "many"),
-        ("--pause-ms -1", "pause-ms -1"),
-        ("--pause-ms nan", "nan"),
-        ("--output-dir=", "output-dir is empty"),
-        ("--model=", "model is empty"),
-        ("--ttft-iterations 0 --p99-iterations 0", "nothing to measure"),
-        ("--device cuda:99999999999999999999", "cuda:99"),
-        ("--max-seq-len 0", "max-seq-len 0"),
-        ("--temperature 0", r"temperature 0.0: .*\(--greedy takes the likeliest\)"),
-        ("--temperature 101", "temperature 101.0: from 0.001 to 100"),
-        ("--temperature 1e-39", "temperature 1e-39"),
-        ("--output-dir a\udcfe", "output-dir 'a.udcfe': a name that is no UTF-8"),
-        ("--model é\udcfe", "no UTF-8"),
-        ("--temperature nan", "nan"),
-        ("--max-graphs 0", "max-graphs 0"),
-        ("--device gpu", "gpu"),
-        ("--max-seq-len 100", "max-seq-len 100"),
-        ("--prompt-file x.txt", "--load-format auto"),
-        ("--precapture 5-1", "5-1"),
-        ("--precapture 1-9 --max-graphs 3", "9 lengths for --max-graphs 3"),
-        ("--seed -1", "-1"),
-    ],
-)
-def test_mistakes_are_told_with_their_value(argv: str, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint) as error:
-        parse_args(argv.split(), description="")
-    assert "\n" not in str(error.value)
+def test_config_as_json_survives_json() -> None:
+    config = Config(prompt_lengths=(3, 5), seed=4)
+    assert json.loads(json.dumps(config.as_json())) == config.as_json()
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
+def test_setting_of_a_wrong_type_raises_one_line(setting: Setting) -> None:
+    """As a generator may tell it that is none of ours."""
+    for value in ({}, [None], object()):
+        if setting.name != "prompt_lengths":  # nobody but the command line gives it
+            with pytest.raises(UserError, match=setting.flag) as error:
+                setting.require(value)
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.limits], ids=lambda setting: setting.name)
+def test_setting_out_of_its_range_raises_with_value_and_range(setting: Setting) -> None:
+    assert setting.limits is not None
+    least, most = setting.limits
+    setting.check(least)
+    setting.check(most)
+    for value in (least - 1, most + 1):
+        with pytest.raises(UserError, match=f"{setting.flag} {value}: from {least} to {most}"):
+            setting.check(value)
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
+def test_setting_that_separates_rows_names_a_column_of_theirs(setting: Setting) -> None:
+    assert setting.separates in ("", *IDENTITY_COLUMNS)
+    assert (setting.told is Told.BY_ROWS) or not setting.separates
+
+
+def test_rows_are_separated_by_what_their_settings_say() -> None:
+    assert set(RunIdentity.COMPARABLE) == {"device", "model", "dtype", "load_format", "sampling", "protocol"}
 
 
 def test_positions_grow_with_what_is_asked() -> None:
@@ -96,35 +116,53 @@ def test_positions_are_what_the_model_has_room_for() -> None:
             config.fitted(256, "m")
 
 
-def test_what_a_source_was_opened_with_is_what_is_recorded() -> None:
-    served = Config(model="m", dtype="float16", load_format="auto", max_graphs=7).as_json()
-    asked = Config(dtype="float16", greedy=True)
-    asked.require_opened_as(served, "it")
-    assert asked.opened_as(served) == Config(model="m", dtype="float16", load_format="auto", max_graphs=7, greedy=True)
-    with pytest.raises(UserError, match="--dtype bfloat16: it has float16"):
-        Config(dtype="bfloat16").require_opened_as(served, "it")
-    with pytest.raises(UserError, match="--load-format auto: it has dummy"):
-        Config(load_format="auto").require_opened_as(served | {"load_format": "dummy"}, "it")
-    with pytest.raises(UserError, match="--seed 3: it has 0"):
-        Config(seed=3).require_opened_as(served, "it")
-    with pytest.raises(UserError, match="--no-async-capture: it has True"):
-        Config(async_capture=False).require_opened_as(served, "it")
+def test_opened_as_takes_what_opens_a_source_and_leaves_the_requests() -> None:
+    served = Config(model="m", dtype="float16", load_format="auto", max_graphs=7, seed=3).as_json()
+    asked = Config.of(dtype="float16", greedy=True)
+    opened = asked.opened_as(served)
+    assert opened == Config(model="m", dtype="float16", load_format="auto", max_graphs=7, seed=3, greedy=True)
+    assert opened.given == asked.given, "what it was opened with is not what was asked for"
     assert asked.opened_as({}) == asked
 
 
+def test_require_opened_as_without_flags_takes_any_generator() -> None:
+    for served in (USUAL, USUAL | {"seed": 5, "max_graphs": 20, "load_format": "auto", "async_capture": False}):
+        Config.of(greedy=True, p99_iterations=3).require_opened_as(served, GENERATOR, follows=FOLLOWS)
+
+
 @pytest.mark.parametrize("asked", ["9,4", "4,9", "4-9:5", "9,4,9"])
-def test_lengths_to_capture_are_compared_by_what_they_mean(asked: str) -> None:
-    Config(precapture=asked).require_opened_as(Config(precapture="9,4").as_json(), "it")
-    for served, has in ((Config(precapture="4,10"), "4,10"), (Config(), "None")):
-        with pytest.raises(UserError, match=f"--precapture {asked}: it has {has}"):
-            Config(precapture=asked).require_opened_as(served.as_json(), "it")
+def test_require_opened_as_compares_lengths_to_capture_by_what_they_mean(asked: str) -> None:
+    Config.of(precapture=asked).require_opened_as(USUAL | {"precapture": "9,4"}, GENERATOR, follows=FOLLOWS)
+    for served, has in (("4,10", "4,10"), (None, "10-500:10")):
+        told = refusal(Config.of(precapture=asked), USUAL | {"precapture": served})
+        assert told == f"--precapture {asked}: {GENERATOR} has {has}"
 
 
-def test_a_flag_is_spelled_as_it_is_parsed() -> None:
-    assert flag_of("max_seq_len") == "--max-seq-len"
-    assert as_flag("share_buffers", True) == "--share-buffers"
-    assert as_flag("async_capture", False) == "--no-async-capture"
-    assert as_flag("prompt_file", "my text.txt") == "--prompt-file 'my text.txt'"
+@pytest.mark.parametrize(
+    ("asked", "has", "auto", "accepted"),
+    [
+        ("auto", "cpu", "cpu", True),
+        ("auto", "cpu", "cuda", False),
+        ("auto", "cuda:1", "cuda", False),
+        ("auto", "cuda", "cuda", True),
+        ("cuda", "cuda:0", "cuda", True),
+        ("cuda:0", "cuda", "cuda", True),
+        ("cuda", "cuda:1", "cuda", False),
+    ],
+)
+def test_require_opened_as_takes_auto_for_what_it_means_there(asked: str, has: str, auto: str, accepted: bool) -> None:
+    config, served, follows = Config.of(device=asked), USUAL | {"device": has}, FOLLOWS | {"device": auto}
+    if accepted:
+        config.require_opened_as(served, GENERATOR, follows=follows)
+    else:
+        with pytest.raises(UserError, match=f"--device {asked}: {GENERATOR} has {has}"):
+            config.require_opened_as(served, GENERATOR, follows=follows)
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.opens], ids=lambda setting: setting.name)
+def test_require_opened_as_of_no_configuration_of_ours_raises_one_line(setting: Setting) -> None:
+    for value in ([1], {"a": 1}, "", -1):
+        assert refusal(Config(), USUAL | {setting.name: value}).startswith(f"{GENERATOR} tells no configuration")
 
 
 @pytest.mark.parametrize(
@@ -134,17 +172,69 @@ def test_a_flag_is_spelled_as_it_is_parsed() -> None:
         (CASE3, ["--no-async-capture", "--engine vllm", "--max-graphs 3"]),
         (CASE4, ["--engine vllm"]),
         (CASE5, ["--no-async-capture", "--max-graphs 3", "--ops native"]),
+        (HF_STATIC, ["--no-async-capture", "--max-graphs 3", "--ops native"]),
     ],
 )
-def test_what_a_case_has_no_use_for(case: Case, unused: list[str]) -> None:
-    assert Config().unused_by(case) == []
-    asked = Config(max_graphs=3, ops="native", engine="vllm", async_capture=False, decode_tokens=4)
-    assert asked.unused_by(case) == unused
+def test_unused_by_a_case_names_what_it_has_no_part_for(case: Case, unused: list[str]) -> None:
+    program = Program.PAIR if case.generator else Program.CASE
+    assert Config().unused_by(program, case) == []
+    asked = Config.of(max_graphs=3, ops="native", engine="vllm", async_capture=False, decode_tokens=4)
+    assert asked.unused_by(program, case) == unused
 
 
-def test_names_of_any_script_are_taken() -> None:
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
+def test_unused_by_counts_what_was_given_also_at_its_default(setting: Setting) -> None:
+    asked = Config.of(**{setting.name: setting.default})
+    expected = [] if setting.used_by(Program.CASE, CASE1) else [setting.as_flag(setting.default)]
+    assert asked.unused_by(Program.CASE, CASE1) == expected
+    assert Config(**{setting.name: setting.default}).unused_by(Program.CASE, CASE1) == []
+
+
+def test_arguments_for_a_generator_are_what_it_uses() -> None:
+    asked = Config.of(
+        seed=0, prompt_lengths=(4, 9), p99_iterations=3, output_dir="x", max_graphs=50, share_buffers=True
+    )
+    assert asked.arguments(Program.GENERATOR, CASE4) == ["--max-graphs=50", "--prompt-lengths=4,9", "--seed=0"]
+
+
+def test_as_flag_spells_what_is_parsed() -> None:
+    assert SETTINGS["max_seq_len"].flag == "--max-seq-len"
+    assert SETTINGS["share_buffers"].as_flag(True) == "--share-buffers"
+    assert SETTINGS["async_capture"].as_flag(False) == "--no-async-capture"
+    assert SETTINGS["prompt_file"].as_flag("my text.txt") == "--prompt-file 'my text.txt'"
+
+
+def test_output_path_takes_names_of_any_script() -> None:
     assert Config(output_dir="größe/結果").output_path.name == "結果"
 
 
-def test_a_generator_is_told_what_to_be_ready_for_not_what_to_measure() -> None:
-    assert parse_args(["--max-seq-len", "64"], description="", measures=False).positions == 64
+def test_owners_see_what_is_theirs_alone() -> None:
+    for owner, lacking in (
+        (ModelSettings, {"ops", "ttft_iterations", "output_dir", "socket"}),
+        (EngineSettings, {"p99_iterations", "temperature", "resume", "share_buffers"}),
+        (ProtocolSettings, {"model", "max_graphs", "output_dir"}),
+        (ServingSettings, {"model", "seed", "json"}),
+    ):
+        assert not lacking & {setting.name for setting in settings_of(owner)}, owner
+
+
+def lists_of_settings(source: str) -> list[set[str]]:
+    """The tuples, lists, sets and keys in ``source`` of which several strings, and most, are names of settings."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            names = {element.value for element in node.elts if isinstance(element, ast.Constant)}
+            if len(names & SETTINGS.keys()) > 1 and len(names - SETTINGS.keys()) < len(names & SETTINGS.keys()):
+                found.append({str(name) for name in names})
+    return found
+
+
+def test_no_list_of_settings_is_kept_by_hand() -> None:
+    assert lists_of_settings('UNTOLD = ("seed", "max_graphs")') == [{"seed", "max_graphs"}]
+    kept = {str(path): lists_of_settings(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    assert {path: lists for path, lists in kept.items() if lists} == {}
+
+
+def test_a_family_is_a_case_with_its_variants() -> None:
+    assert [case.key for case in family(CASE4)] == ["case4", "case4_fused"] == [case.key for case in family(CASES[4])]
+    assert family(CASE1) == (CASE1,) and family(HF_STATIC) == (HF_STATIC,)

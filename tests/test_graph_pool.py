@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from hybridgraph.cases import CASE4
-from hybridgraph.config import OPENING, RANGES, Config
+from hybridgraph.config import SETTINGS, Config
 from hybridgraph.engine.graphs.capture import CaptureCost, CapturedGraph, EmulatedGraph, EmulatedGraphs
 from hybridgraph.engine.graphs.lock import EngineLock
 from hybridgraph.engine.graphs.policy import RULES, GraphCache
 from hybridgraph.engine.graphs.pool import GraphPool, _economics
-from hybridgraph.report.ablation import SETTINGS
-from hybridgraph.report.load import UNTOLD
+from hybridgraph.report.ablation import CHANGED
+from hybridgraph.settings import Told
 from hybridgraph.sources.build import open_engine
 
 
@@ -59,7 +59,8 @@ def test_the_pools_budget_reaches_it(monkeypatch: pytest.MonkeyPatch, capsys: py
     with open_engine(config, CASE4) as engine:
         assert engine.stats()["graphs_held"] == 2
     assert "2 of 4 graphs captured in advance had no room in the pool" in capsys.readouterr().err
-    assert all("max_graph_mib" in names for names in (OPENING, UNTOLD, SETTINGS, RANGES))
+    budget = SETTINGS["max_graph_mib"]
+    assert budget.opens and budget.limits and budget.told is Told.WHERE_UNUSUAL and budget in CHANGED
 
 
 def test_pool_that_is_counted_during_an_exchange_is_counted_after_it() -> None:

@@ -32,7 +32,7 @@ TOP_LEVEL = {
 # Rooms from the bottom up, and what each may import from outside the standard library. A module belongs to the room of
 # its first name; the modules at the package's root are the vocabulary, under everything. A room imports itself and
 # what is below it, and what those may import from outside.
-VOCABULARY = {"cases", "config", "contract", "errors", "places", "roofline"}
+VOCABULARY = {"cases", "config", "contract", "errors", "places", "roofline", "settings"}
 ENTRIES = {"__main__"}
 ROOMS: dict[str, set[str]] = {
     "system": {"rich"},

@@ -7,12 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from hybridgraph.config import Config
+from hybridgraph.config import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,19 +55,16 @@ def test_the_tree_is_the_files() -> None:
 
 
 def test_the_flag_table_is_the_configuration() -> None:
-    flags = set()
-    for setting in fields(Config):
-        negated = "no-" if setting.default is True else ""
-        flags.add(f"--{negated}{setting.name.replace('_', '-')}")
+    flags = {s.argument(not s.default) if isinstance(s.default, bool) else s.flag for s in SETTINGS.values()}
     documented = re.findall(r"^\| `(--[a-z0-9-]+)` \|", README, flags=re.MULTILINE)
     assert set(documented) == flags
     assert len(documented) == len(flags)
 
 
 def test_the_table_names_the_defaults() -> None:
-    for setting in fields(Config):
+    for setting in SETTINGS.values():
         if isinstance(setting.default, int | float | str) and not isinstance(setting.default, bool):
-            row = re.search(rf"^\| `--{setting.name.replace('_', '-')}` \| ([^|]*) \|", README, flags=re.MULTILINE)
+            row = re.search(rf"^\| `{setting.flag}` \| ([^|]*) \|", README, flags=re.MULTILINE)
             assert row is not None
             assert row[1].strip().strip("`") == str(setting.default), setting.name
 

@@ -49,7 +49,10 @@ def main():
         begin = time.perf_counter()
         forwards[weights] = FusedForward(loaded.module, weights=weights)
         torch.cuda.synchronize()
-        print(f"{weights}: opened in {time.perf_counter() - begin:.2f} s, {torch.cuda.memory_allocated() / 1e9:.1f} GB", flush=True)
+        print(
+            f"{weights}: opened in {time.perf_counter() - begin:.2f} s, {torch.cuda.memory_allocated() / 1e9:.1f} GB",
+            flush=True,
+        )
         logits[weights] = torch.empty(32000, dtype=torch.float16, device=device)
     cache = forwards["plain"].allocate_cache(POSITIONS)
     cache.keys.normal_()
@@ -69,7 +72,10 @@ def main():
                 else:
                     took[weights].append(timed(graph, REPLAYS))
         plain, packed = (statistics.median(took[w]) for w in ("plain", "packed"))
-        print(f"decode, {title}: {plain:.3f} -> {packed:.3f} ms ({packed / plain:.3f}); {sorted(took['packed'])[:3]}", flush=True)
+        print(
+            f"decode, {title}: {plain:.3f} -> {packed:.3f} ms ({packed / plain:.3f}); {sorted(took['packed'])[:3]}",
+            flush=True,
+        )
     ids = torch.tensor([[random.randrange(32000) for _ in range(33)]], device=device)
     start, last = torch.zeros(1, dtype=torch.long, device=device), torch.tensor([31], device=device)
     answers = {}
@@ -85,7 +91,9 @@ def main():
     loaded.module.float()
     exact = loaded.module(ids).logits[0, -2:]
     for weights, answer in answers.items():
-        print(f"{weights}: error of the prefill {error(answer[0], exact[0]):.2e}, of the step {error(answer[1], exact[1]):.2e}")
+        print(
+            f"{weights}: error of the prefill {error(answer[0], exact[0]):.2e}, of the step {error(answer[1], exact[1]):.2e}"
+        )
     print(f"module in float16: {error(own[0], exact[0]):.2e}, {error(own[1], exact[1]):.2e}", flush=True)
 
 

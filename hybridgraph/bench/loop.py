@@ -24,7 +24,7 @@ from hybridgraph.bench.run import open_results, phases
 from hybridgraph.bench.samples import PHASES, Phase, Sample, Warmth
 from hybridgraph.bench.store import ResultFiles, ResultWriter
 from hybridgraph.cases import Case
-from hybridgraph.config import Config
+from hybridgraph.config import Config, ProtocolSettings, RequestSettings
 from hybridgraph.contract import GRAPH_PATHS, Request, SourceInfo, TokenSource
 from hybridgraph.errors import UserError
 from hybridgraph.machine.nvml import GpuMeter
@@ -52,7 +52,7 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     return writer
 
 
-def missing_lengths(writer: ResultWriter, phase: Phase, count: int, config: Config) -> list[int]:
+def missing_lengths(writer: ResultWriter, phase: Phase, count: int, config: ProtocolSettings) -> list[int]:
     """The lengths of ``phase`` that are still to be measured, ascending."""
     return [length for length in sorted(set(config.prompt_lengths)) if not writer.is_done(phase, length, count)]
 
@@ -86,19 +86,20 @@ def measure_missing(loop: MeasuringLoop, source: TokenSource, config: Config, ca
     record_case(directory, name, entry | {"stats": source.stats()})
 
 
-def check_fits(config: Config, info: SourceInfo) -> None:
+def check_fits(config: RequestSettings, info: SourceInfo) -> None:
     """Raise UserError for a request that this source has no positions for."""
     if config.longest_request > info.max_seq_len:
         raise UserError(
             f"prompt length {max(config.prompt_lengths)} and {config.new_tokens} new tokens exceed "
-            f"the {info.max_seq_len} positions of {info.model}"
+            f"the {info.max_seq_len} positions of {info.model}: ask for more with "
+            f"--max-seq-len {config.longest_request}"
         )
 
 
 class MeasuringLoop:
     """Takes the samples. What a sample costs beside the request itself is two clock reads and one record."""
 
-    def __init__(self, source: TokenSource, prompts: Prompts, config: Config, run_id: str) -> None:
+    def __init__(self, source: TokenSource, prompts: Prompts, config: ProtocolSettings, run_id: str) -> None:
         self._source = source
         self._prompts = prompts
         self._config = config

@@ -16,7 +16,7 @@ from hybridgraph.bench.environment import known_of_run
 from hybridgraph.bench.samples import PAPER, Phase, RunIdentity, Sample
 from hybridgraph.bench.store import ResultFiles, ResultWriter
 from hybridgraph.cases import PAPER_PROMPT_LENGTHS
-from hybridgraph.config import Config
+from hybridgraph.config import SETTINGS, Config, ProtocolSettings
 from hybridgraph.contract import SourceInfo
 from hybridgraph.errors import UserError
 from hybridgraph.machine.nvml import MOMENTARY
@@ -25,11 +25,9 @@ from hybridgraph.roofline import Rates
 from hybridgraph.system.console import say
 
 DECODE_REQUESTS = 6  # the first of them, in which a case sees its first such answer, apart
-# What may differ where a run goes on: names of the run and of places, and what is printed.
-RESUMABLE = frozenset({"run_id", "started", "resume", "json", "output_dir", "socket"})
 
 
-def phases(config: Config) -> list[tuple[Phase, int]]:
+def phases(config: ProtocolSettings) -> list[tuple[Phase, int]]:
     """(phase, requests a length) in the order they are measured."""
     decode = DECODE_REQUESTS if config.decode_tokens else 0
     wanted: list[tuple[Phase, int]] = [
@@ -47,8 +45,10 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
         old, samples = found
         known = known_of_run(files.directory, files.name, old.run_id)
         machine = _machine(known.get("source", {}).get("environment", {}))
-        _require_same(config.output_dir, asdict(old), asdict(identity))
-        _require_same(config.output_dir, known.get("configuration", {}), config.as_json())
+        same_run = replace(identity, run_id=old.run_id, started=old.started)
+        _require_same(config.output_dir, asdict(old), asdict(same_run))
+        decisive = {name: value for name, value in config.as_json().items() if SETTINGS[name].decides}
+        _require_same(config.output_dir, known.get("configuration", {}), decisive)
         _require_same(config.output_dir, machine, _machine(info.environment))
         info = replace(info, rates=_recorded_rates(known) or info.rates)  # so that every row of the run has one floor
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
@@ -63,7 +63,7 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
 def _require_same(directory: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError for what may not differ between a run and its continuation; what was not recorded may."""
     for name, value in now.items():
-        if name not in RESUMABLE and before.get(name, value) != value:
+        if before.get(name, value) != value:
             raise UserError(f"--resume: the run in {directory} had {name} {before[name]}, this one has {value}")
 
 
@@ -94,7 +94,7 @@ def _complete_rows(samples: Sequence[Sample], wanted: Sequence[tuple[Phase, int]
     return [s for s in samples if sizes[s.phase, s.prompt_length] >= counts.get(s.phase, 0)]
 
 
-def identify(config: Config, info: SourceInfo) -> RunIdentity:
+def identify(config: ProtocolSettings, info: SourceInfo) -> RunIdentity:
     """What the rows of this run are told apart by."""
     return RunIdentity(
         graph_backend=info.graph_backend,
@@ -113,7 +113,7 @@ def identify(config: Config, info: SourceInfo) -> RunIdentity:
     )
 
 
-def protocol_name(config: Config) -> str:
+def protocol_name(config: ProtocolSettings) -> str:
     """PAPER for the study's counts and lengths, otherwise what was asked for instead."""
     asked = (config.ttft_iterations, config.p99_iterations, config.warmup)
     apart = f", {config.pause_ms:g} ms apart" if config.pause_ms else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from hybridgraph.bench import columns
+from hybridgraph.config import SETTINGS, separating
 from hybridgraph.contract import GRAPH_PATHS, GraphPath
 
 # "cold": the process's first request; "first_seen": the first at its prompt length, of one token or of several;
@@ -68,7 +69,7 @@ class RunIdentity:
     commit: str  # of this project, with "-dirty" where the tree had changes; empty outside a checkout
 
     # Rows enter one table only when they agree on all of these.
-    COMPARABLE: ClassVar[tuple[str, ...]] = ("device", "model", "dtype", "load_format", "sampling", "protocol")
+    COMPARABLE: ClassVar[tuple[str, ...]] = separating(SETTINGS.values())
 
 
 IDENTITY_COLUMNS = tuple(f.name for f in fields(RunIdentity))

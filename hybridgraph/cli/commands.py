@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hybridgraph.bench.directory import held_by_case
 from hybridgraph.bench.environment import record_not_run, run_id_of, why_ended
 from hybridgraph.bench.store import ResultFiles
-from hybridgraph.cases import CASE4, CASE4_FUSED, ENGINES, Case, variant
+from hybridgraph.cases import CASE5, ENGINES, Case, Part, family, variant
 from hybridgraph.cli import flags
-from hybridgraph.config import Config, parse_args
+from hybridgraph.config import Config, EngineSettings, ModelSettings, ProtocolSettings, ServingSettings
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.threads import wait_passively_on_cpu
+from hybridgraph.settings import Program
+from hybridgraph.system.command_line import parse_args
 from hybridgraph.system.console import IMPORTING, OutputLost, guarded, printing, progress_bars, say
 from hybridgraph.system.signals import stop_signals_raise
 from hybridgraph.system.surroundings import require_docstrings
@@ -41,21 +43,12 @@ def _description() -> str | None:
 @guarded(interrupted=INTERRUPTED)
 def run_case(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a case of one process, in this one or in one of its engine's environment; returns the exit code."""
-    return _run_single(parse_args(argv, description=_description()), case)
-
-
-@guarded(interrupted=INTERRUPTED)
-def run_case5(argv: Sequence[str] | None = None) -> int:
-    """Measure TensorRT-LLM, or the peer that ``--engine`` names; returns the exit code."""
-    config = parse_args(argv, description=_description())
-    return _run_single(config, variant(ENGINES[config.engine], config.forward))
-
-
-def _run_single(config: Config, case: Case) -> int:
+    config = parse_args(argv, Program.CASE, family(case), description=_description())
+    case, config = _with_engine(case, config)
     from hybridgraph.sources.registry import measures_here, run_in_child
 
     if here := measures_here(case):
-        case = _measured(case, config)
+        case = _measured(case, config, Program.CASE)
     with stop_signals_raise(), _reason_recorded(config, case):
         if not here:
             return run_in_child(config, case)  # which is started with the same flags
@@ -64,21 +57,33 @@ def _run_single(config: Config, case: Case) -> int:
     return 0
 
 
-def prepare(config: Config) -> None:
+def _with_engine(case: Case, config: Config) -> tuple[Case, Config]:
+    """The case that ``--engine`` makes of ``case``, and the settings with its engine, whoever chose it."""
+    if Part.ENGINES not in case.parts:
+        return case, config
+    chosen = ENGINES[config.engine] if "engine" in config.given else case
+    if case not in (CASE5, chosen):
+        raise UserError(f"--engine {config.engine}: {case.title} was asked for by name")
+    (engine,) = (name for name, each in ENGINES.items() if each == chosen)
+    return variant(chosen, config.forward), replace(config, engine=engine)
+
+
+def prepare(config: ModelSettings) -> None:
     """Make this process fit to import torch; raises UserError where it cannot be."""
     require_docstrings()
     wait_passively_on_cpu(config.device)
 
 
-def _measured(case: Case, config: Config) -> Case:
-    """The variant of ``case`` that is measured; says which flags have no meaning for it, and are ignored."""
+def _measured(case: Case, config: Config, program: Program) -> Case:
+    """The variant of ``case`` that is asked for; says which flags change nothing for it, and are ignored."""
     case = variant(case, config.forward)
-    if unused := config.unused_by(case):
-        say(f"{case.title} has no use for {', '.join(unused)}")
+    if unused := config.unused_by(program, case):
+        who = f"the generator of {case.title}" if program is Program.GENERATOR else case.title
+        say(f"{who} has no use for {', '.join(unused)}")
     return case
 
 
-def _opened(config: Config, case: Case) -> TokenSource:
+def _opened(config: EngineSettings, case: Case) -> TokenSource:
     from hybridgraph.sources.registry import open_source
     from hybridgraph.sources.supervised import is_child
 
@@ -90,9 +95,10 @@ def _opened(config: Config, case: Case) -> TokenSource:
 @guarded(interrupted=INTERRUPTED)
 def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = True) -> int:
     """Serve a case's engine on a socket until SIGTERM or Ctrl-C; returns the exit code."""
-    config = parse_args(argv, description=_description(), measures=False)
-    config = replace(config, async_capture=config.async_capture and background)
-    case = variant(case, config.forward)
+    config = parse_args(argv, Program.GENERATOR, family(case), description=_description())
+    if not background:
+        config = _without_background(config, case)
+    case = _measured(case, config, Program.GENERATOR)
     prepare(config)
     from hybridgraph.serving.server import serve as serve_engine
 
@@ -117,6 +123,13 @@ def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = T
     )
 
 
+def _without_background(config: Config, case: Case) -> Config:
+    """The same for a server that never captures in the background; raises UserError where that was asked for."""
+    if "async_capture" in config.given and config.async_capture:
+        raise UserError(f"--async-capture: this server never captures in the background; {case.generator} does")
+    return replace(config, async_capture=False)
+
+
 def _announce(state: str) -> None:
     with printing():
         print(state)
@@ -125,8 +138,8 @@ def _announce(state: str) -> None:
 @guarded(interrupted=INTERRUPTED)
 def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a running generator; returns the exit code."""
-    config = parse_args(argv, description=_description())
-    case = _measured(case, config)
+    config = parse_args(argv, Program.CLIENT, family(case), description=_description())
+    case = _measured(case, config, Program.CLIENT)
     if config.socket is None:
         raise UserError(f"--socket is missing: start a generator with: python {case.generator} --socket PATH")
     with _reason_recorded(config, case):
@@ -137,13 +150,14 @@ def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
 @guarded(interrupted=INTERRUPTED)
 def run_pair(case: Case, argv: Sequence[str]) -> int:
     """Start a case's generator, measure it from this process, and stop what was started."""
-    config = flags.pair(argv)
-    served, case = case, _measured(case, config)
+    config = flags.pair(case, argv)
+    served, case = case, _measured(case, config, Program.PAIR)
     from hybridgraph.serving.pair import generator_process
 
     with stop_signals_raise(), _reason_recorded(config, case):
         say(f"starting {case.generator}")
-        with generator_process(case.generator, [MAIN, "serve", served.key, *argv]) as path:
+        own = config.arguments(Program.GENERATOR, case)
+        with generator_process(case.generator, [MAIN, "serve", served.key, *own]) as path:
             _measure_generator(path, config, case)
     return 0
 
@@ -171,14 +185,21 @@ def _measure_generator(path: Path, config: Config, case: Case) -> None:
             on_queued=refuse_to_wait,
         )
     with closing(client):
-        served = client.info.environment.get("case")
-        if served != case.key:
-            hint = ": both need the same --forward" if {served, case.key} == {CASE4.key, CASE4_FUSED.key} else ""
-            raise UserError(f"the generator at {path} serves {served}, not {case.key}{hint}")
-        opened = client.info.environment["resolved_configuration"]
-        own = {"precapture": opened.get("precapture") or case.precapture}  # what nobody asked for is the case's
-        config.require_opened_as(opened | own, f"the generator at {path}")
+        _require_served(client.info.environment, f"the generator at {path}", config, case)
         _measure(client, config, case)
+
+
+def _require_served(environment: Mapping[str, Any], generator: str, config: Config, case: Case) -> None:
+    """Raise UserError where ``generator``, which tells its ``environment``, is not what ``config`` asks for."""
+    served, opened = environment.get("case"), environment.get("resolved_configuration")
+    if served not in [each.key for each in family(case)]:
+        raise UserError(f"{generator} serves {served}, not {case.key}")
+    if not isinstance(opened, dict):
+        raise UserError(f"{generator} serves {served} of no configuration")
+    follows = {"device": environment.get("auto_device"), "precapture": case.precapture}
+    config.require_opened_as(opened, generator, follows=follows)
+    if served != case.key:
+        raise UserError(f"{generator} serves {served}, not {case.key}: both need the same --forward")
 
 
 def refuse_to_wait(ahead: int) -> NoReturn:
@@ -186,7 +207,7 @@ def refuse_to_wait(ahead: int) -> NoReturn:
     raise UserError(f"the generator answers others, whose requests are ahead ({ahead}): measure it alone")
 
 
-def _client_class(config: Config) -> type[GeneratorClient] | type[SharedBufferClient]:
+def _client_class(config: ServingSettings) -> type[GeneratorClient] | type[SharedBufferClient]:
     if config.share_buffers:
         from hybridgraph.serving.shared_client import SharedBufferClient
 
@@ -217,7 +238,7 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
             raise
 
 
-def require_prompt_file(config: Config) -> None:
+def require_prompt_file(config: ProtocolSettings) -> None:
     """Raise UserError where the file to cut prompts from cannot be read."""
     if config.prompt_file is not None:
         from hybridgraph.sources.prompt_file import read_text

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hybridgraph.config import Config, parse_args
+from hybridgraph.cases import CASES, Case, family
+from hybridgraph.config import Config
+from hybridgraph.settings import Program
+from hybridgraph.system.command_line import parse_args
 
 WITH_TENSORRT = "--with-tensorrt-llm"
 ABOUT_STUDY = f"""\
@@ -25,10 +28,10 @@ class Study:
 def study(argv: Sequence[str]) -> Study:
     """What a complete run is asked for; raises UserError."""
     flags = tuple(argument for argument in argv if argument != WITH_TENSORRT)
-    config = parse_args(flags, description=ABOUT_STUDY, without=("forward", "socket", "engine"))
+    config = parse_args(flags, Program.STUDY, CASES, description=ABOUT_STUDY)
     return Study(config=config, flags=flags, with_tensorrt_llm=len(flags) < len(argv))
 
 
-def pair(argv: Sequence[str], description: str | None = None) -> Config:
+def pair(case: Case, argv: Sequence[str], description: str | None = None) -> Config:
     """The configuration of a generator and its client, which choose their own socket; raises UserError."""
-    return parse_args(argv, description=description, without=("socket",))
+    return parse_args(argv, Program.PAIR, family(case), description=description)

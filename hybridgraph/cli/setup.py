@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # this file is run by its path
 
+from hybridgraph.cases import CASES  # noqa: E402
 from hybridgraph.cli import flags  # noqa: E402
 from hybridgraph.errors import UserError  # noqa: E402
 from hybridgraph.system.console import guarded, say  # noqa: E402
@@ -108,8 +109,9 @@ def _check_flags(command: str, arguments: Sequence[str]) -> None:
     if command == "study":
         flags.study(arguments)
     elif command == "pair":
+        (case,) = (case for case in CASES if case.key == arguments[0])
         about = f"Case {arguments[0][-1]}: starts its generator, waits until it is ready, measures it and stops it."
-        flags.pair(arguments[1:], about)
+        flags.pair(case, arguments[1:], about)
     elif arguments[:1] in (["-h"], ["--help"]):
         print(ast.get_docstring(ast.parse((ROOT / "tests/run_all.py").read_text(encoding="utf-8"))))
         raise SystemExit(0)

@@ -91,8 +91,11 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         progress: OnProgress = nobody,
         **options: Any,
     ) -> HybridEngine:
-        """Load ``model`` and build an engine of it; ``options`` are the fields of EngineOptions."""
-        made_of = EngineOptions(**options)
+        """Load ``model`` and build an engine of it; ``options`` are those of EngineOptions.
+
+        ``max_seq_len`` is another name of ``positions``. Raises UserError, also for an unknown option.
+        """
+        made_of = EngineOptions.of(**options)
         with torch.inference_mode(False):  # tensors made in it could not be written outside, nor by another thread
             loaded = load_model(
                 fspath(model), load_format=load_format, dtype=dtype, device=device_called(device), seed=seed

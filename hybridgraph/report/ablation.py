@@ -16,13 +16,14 @@ import pandas as pd
 
 from hybridgraph.bench.environment import ENVIRONMENT, read_environment
 from hybridgraph.bench.samples import COLUMNS, Phase, RunIdentity
-from hybridgraph.cases import CASES, Case
-from hybridgraph.config import Config, as_flag
+from hybridgraph.cases import CASES, Case, Part
+from hybridgraph.config import SETTINGS
 from hybridgraph.report.load import SAME_STUDY, Results, differences, read_table
 
 DIRECTORY = "ablation"
 KINDS: tuple[Phase, ...] = ("ttft", "p99")
-SETTINGS = ("ops", "max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers")
+# What may be changed of a case without making another case of it.
+CHANGED = [s for s in SETTINGS.values() if s.part in (Part.OPS, Part.GRAPHS) and s.decides]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def _runs(directory: Path) -> Iterator[tuple[Path, Case]]:
 
 
 def _flags(case: Case, configuration: dict[str, Any]) -> str:
-    own = {name: getattr(Config, name) for name in SETTINGS if name not in case.unused}
-    own |= {"ops": case.ops} if case.ops else {}
-    told = {name: configuration.get(name, value) for name, value in own.items()}
-    return " ".join(as_flag(name, value) for name, value in told.items() if value != own[name])
+    told = []
+    for setting in CHANGED:
+        own = case.ops if setting.part is Part.OPS else setting.default
+        value = configuration.get(setting.name, own)
+        if setting.concerns(case) and value != own:
+            told.append(setting.as_flag(value))
+    return " ".join(told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,16 @@ from hybridgraph.bench.samples import (
     overflow_told,
 )
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
-from hybridgraph.config import Config, as_flag
+from hybridgraph.config import SETTINGS, ModelSettings, own_settings_of, separating
 from hybridgraph.errors import UserError
+from hybridgraph.settings import Told
 
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
-# Settings that decide a result and are in no column of its row.
-UNTOLD = (
-    "seed", "max_graphs", "max_graph_mib", "precapture", "async_capture", "share_buffers", "decode_tokens",
-    "prompt_file",
-)  # fmt: skip
 EMULATED_MARK = "~"  # behind the name of a case whose graphs are emulated
 LARGEST = 1e15  # beyond anything that was measured or counted
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 # What a directory beside the tables must share with them; one that came with a checkout, say, does not.
-SAME_STUDY = ("device", "model", "dtype", "load_format", "commit")
+SAME_STUDY = (*separating(own_settings_of(ModelSettings)), "commit")
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 # A file from before such a column has unknown cells there.
 ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms", "overflowed"}
@@ -186,20 +182,26 @@ def _commits(measured: dict[Case, list[pd.DataFrame]]) -> list[str]:
 
 
 def _settings(configurations: dict[Case, dict[str, Any]]) -> list[str]:
-    """The settings that no row tells and that are not the default, as flags; of positions, those that differ."""
-    positions = {configuration.get("max_seq_len") for configuration in configurations.values()} - {None}
-    names = (*UNTOLD, "max_seq_len") if len(positions) > 1 else UNTOLD
+    """The settings that no row tells, as flags: those that are not the default, and those in which the cases differ."""
+    told = [setting for setting in SETTINGS.values() if setting.told is Told.WHERE_UNUSUAL]
+    differing = [setting for setting in SETTINGS.values() if setting.told is Told.WHERE_DIFFERENT]
+    told += [setting for setting in differing if _differs(setting.name, configurations.values())]
     unusual = {
         case.title: ", ".join(
-            as_flag(name, configuration[name])
-            for name in names
-            if name not in case.unused and configuration.get(name, getattr(Config, name)) != getattr(Config, name)
+            setting.as_flag(configuration[setting.name])
+            for setting in told
+            if setting.concerns(case) and configuration.get(setting.name, setting.default) != setting.default
         )
         for case, configuration in configurations.items()
     }
     if len(set(unusual.values())) == 1 and len(unusual) > 1:
         unusual = {"All cases": next(iter(unusual.values()))}
     return [f"{title}: measured with {flags}" for title, flags in unusual.items() if flags]
+
+
+def _differs(name: str, configurations: Iterable[dict[str, Any]]) -> bool:
+    values = [value for configuration in configurations if (value := configuration.get(name)) is not None]
+    return any(value != values[0] for value in values)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from hybridgraph.cases import Case
-from hybridgraph.config import Config, parse_lengths
+from hybridgraph.config import EngineSettings
 from hybridgraph.contract import SourceInfo
 from hybridgraph.engine.engine import HybridEngine
 from hybridgraph.engine.settings import EngineOptions, fitting
@@ -16,10 +16,11 @@ from hybridgraph.errors import UserError
 from hybridgraph.machine.device import describe, device_name, existing_device, measure_rates
 from hybridgraph.models.loading import LoadedModel, load_model
 from hybridgraph.models.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
+from hybridgraph.settings import parse_lengths
 from hybridgraph.system.console import OnProgress, nobody, say
 
 
-def resolve(config: Config) -> tuple[Config, torch.device]:
+def resolve(config: EngineSettings) -> tuple[EngineSettings, torch.device]:
     """Fill in what follows the device, say so, and return the device; raises UserError where it does not exist."""
     device = existing_device(config.device)
     on_gpu = device.type == "cuda"
@@ -39,7 +40,9 @@ def default_model(device: torch.device) -> str:
     return DEFAULT_GPU_MODEL if device.type == "cuda" else DEFAULT_CPU_MODEL
 
 
-def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[LoadedModel, SourceInfo, Config]:
+def load(
+    config: EngineSettings, case: Case, progress: OnProgress = nobody
+) -> tuple[LoadedModel, SourceInfo, EngineSettings]:
     """Load the model on the device that ``config`` means; returns it, what both are, and ``config`` resolved."""
     resolved, device = resolve(config)
     assert resolved.model is not None and resolved.dtype is not None
@@ -51,12 +54,17 @@ def load(config: Config, case: Case, progress: OnProgress = nobody) -> tuple[Loa
     progress("measuring the device", 0, 1)
     info = loaded.info(
         rates=measure_rates(device, loaded.dtype),
-        environment=describe(device) | {"case": case.key, "resolved_configuration": resolved.as_json()},
+        environment=describe(device)
+        | {
+            "case": case.key,
+            "resolved_configuration": resolved.as_json(),
+            "auto_device": str(existing_device(EngineSettings.device)),
+        },
     )
     return loaded, info, resolved
 
 
-def open_engine(config: Config, case: Case, progress: OnProgress = nobody) -> HybridEngine:
+def open_engine(config: EngineSettings, case: Case, progress: OnProgress = nobody) -> HybridEngine:
     """The engine of a case, ready to answer."""
     loaded, info, resolved = load(config, case, progress)
     assert resolved.ops is not None and case.forward is not None
@@ -73,7 +81,7 @@ def open_engine(config: Config, case: Case, progress: OnProgress = nobody) -> Hy
     return HybridEngine(loaded, options, info, progress)
 
 
-def _precapture(config: Config, case: Case) -> Sequence[int]:
+def _precapture(config: EngineSettings, case: Case) -> Sequence[int]:
     """Of a case's own lengths, those that fit; of a user's, all: raises UserError where they do not."""
     if case.graphs == "none":
         return ()

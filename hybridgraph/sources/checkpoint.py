@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridgraph.config import Config
+from hybridgraph.config import ModelSettings
 from hybridgraph.errors import UserError
 from hybridgraph.models.hub import configuration_in, ids_in, location_of, numbers_of, special_ids
 from hybridgraph.models.shapes import DEFAULT_GPU_MODEL, builtin_config
@@ -45,7 +45,7 @@ class Checkpoint:
             self.temporary.cleanup()
 
 
-def open_checkpoint(config: Config, engine: str) -> Checkpoint:
+def open_checkpoint(config: ModelSettings, engine: str) -> Checkpoint:
     """Find the model of ``config``; raises UserError for one that ``engine`` cannot load as it stands."""
     name = config.model or DEFAULT_GPU_MODEL
     dtype = config.dtype or "float16"

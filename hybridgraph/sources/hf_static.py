@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybridgraph.cases import HF_COMPILED, Case
-from hybridgraph.config import Config
+from hybridgraph.config import EngineSettings
 from hybridgraph.sources.build import load
 from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.system.console import OnProgress
 
 
-def open_hf_static(config: Config, case: Case, progress: OnProgress) -> HuggingFaceSource:
+def open_hf_static(config: EngineSettings, case: Case, progress: OnProgress) -> HuggingFaceSource:
     """The baseline's source with a static cache, one for all lengths, on the device that ``config`` means."""
     loaded, info, resolved = load(config, case, progress)
     arguments = {"cache_implementation": "static", "max_cache_len": resolved.positions}

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from hybridgraph.cases import Case
-from hybridgraph.config import Config
+from hybridgraph.config import EngineSettings
 from hybridgraph.contract import Report, Request, SourceInfo, check_request
 from hybridgraph.errors import UserError
 from hybridgraph.machine.timing import DeviceTimer
@@ -21,7 +21,7 @@ from hybridgraph.sources.build import load
 from hybridgraph.system.console import OnProgress
 
 
-def open_generate(config: Config, case: Case, progress: OnProgress) -> HuggingFaceSource:
+def open_generate(config: EngineSettings, case: Case, progress: OnProgress) -> HuggingFaceSource:
     """Load the model that ``config`` means, on its device; raises UserError where it cannot."""
     loaded, info, _ = load(config, case, progress)
     return HuggingFaceSource(loaded, replace(info, forward="hf", ops="generate()"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from hybridgraph.cases import Case
-from hybridgraph.config import Config
+from hybridgraph.config import ModelSettings
 from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.driver import Gpu, find_gpu, use_only
@@ -86,8 +86,8 @@ class OutsideSource(Generic[Answer]):
 
 
 def open_outside(
-    name: str, start: Callable[[Checkpoint, Gpu], OutsideEngine[Answer]], *, config: Config, case: Case, backend: str,
-    packages: tuple[str, ...],
+    name: str, start: Callable[[Checkpoint, Gpu], OutsideEngine[Answer]], *, config: ModelSettings, case: Case,
+    backend: str, packages: tuple[str, ...],
 ) -> OutsideSource[Answer]:  # fmt: skip
     """What ``start`` makes of the model of ``config``; raises UserError, in one line, where it cannot."""
     gpu = find_gpu(config.device, name)
@@ -116,7 +116,7 @@ def check_nothing_cached(name: str, cached: int | None) -> None:
 
 
 def _info_of(
-    engine: OutsideEngine[Answer], backend: str, *, config: Config, case: Case, gpu: Gpu, checkpoint: Checkpoint,
+    engine: OutsideEngine[Answer], backend: str, *, config: ModelSettings, case: Case, gpu: Gpu, checkpoint: Checkpoint,
     packages: tuple[str, ...],
 ) -> SourceInfo:  # fmt: skip
     """Who answers. Rates stay unknown: measuring them takes a torch of ours, and the other cases' runs have them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridgraph.bench.prompts import TextPrompts
-from hybridgraph.config import Config
+from hybridgraph.config import ProtocolSettings
 from hybridgraph.errors import UserError
 from hybridgraph.models.hub import location_of, looking_up
 
@@ -18,7 +18,7 @@ def read_text(path: str) -> str:
         raise UserError(f"--prompt-file {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def text_prompts(config: Config, model: str) -> TextPrompts:
+def text_prompts(config: ProtocolSettings, model: str) -> TextPrompts:
     """Windows of the text, cut by the tokenizer of ``model``; raises UserError for one shorter than a prompt."""
     from transformers import AutoTokenizer
 

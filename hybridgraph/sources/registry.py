@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridgraph.cases import Case
-from hybridgraph.config import Config
+from hybridgraph.config import EngineSettings
 from hybridgraph.contract import TokenSource
 from hybridgraph.errors import UserError
 from hybridgraph.machine.driver import find_gpu
@@ -25,7 +25,7 @@ from hybridgraph.system.console import OnProgress, nobody
 
 ROOT = Path(__file__).resolve().parents[2]
 
-Opener = Callable[[Config, Case, OnProgress], TokenSource]
+Opener = Callable[[EngineSettings, Case, OnProgress], TokenSource]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def measures_here(case: Case) -> bool:
     return ENGINES[case.engine].environment is None or is_child()
 
 
-def run_in_child(config: Config, case: Case) -> int:
+def run_in_child(config: EngineSettings, case: Case) -> int:
     """Run this very command again in the engine's environment; returns its exit code, or raises UserError."""
     environment = ENGINES[case.engine].environment
     assert environment is not None
@@ -113,7 +113,7 @@ def run_in_child(config: Config, case: Case) -> int:
     return run_supervised(command, title=case.title, deadlines=deadlines)
 
 
-def open_source(config: Config, case: Case, progress: OnProgress = nobody) -> TokenSource:
+def open_source(config: EngineSettings, case: Case, progress: OnProgress = nobody) -> TokenSource:
     """The engine of ``case``, loaded and ready, in this process; raises UserError where it cannot be."""
     engine = ENGINES[case.engine]
     if engine.environment is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridgraph.cases import SGLANG_FULL, Case
-from hybridgraph.config import Config
+from hybridgraph.config import ModelSettings
 from hybridgraph.contract import Report, Request
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
@@ -19,7 +19,7 @@ from hybridgraph.sources.outside import OutsideSource, check_nothing_cached, ope
 from hybridgraph.system.console import OnProgress
 
 
-def open_sglang(config: Config, case: Case, progress: OnProgress) -> OutsideSource[Any]:
+def open_sglang(config: ModelSettings, case: Case, progress: OnProgress) -> OutsideSource[Any]:
     """Start SGLang on the model of ``config``; raises UserError, in one line, where it cannot."""
     return open_outside(
         Sglang.name,
@@ -39,7 +39,7 @@ class Sglang:
 
     name = "SGLang"
 
-    def __init__(self, checkpoint: Checkpoint, config: Config, case: Case) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: ModelSettings, case: Case) -> None:
         from sglang import Engine
         from sglang.srt.server_args import ServerArgs
 
@@ -65,14 +65,14 @@ class Sglang:
         self._engine.shutdown()
 
 
-def _graphs(config: Config, case: Case) -> dict[str, Any]:
+def _graphs(config: ModelSettings, case: Case) -> dict[str, Any]:
     whole = case == SGLANG_FULL
     prefill = {"bs": sorted(set(config.prompt_lengths))} | ({"backend": "full"} if whole else {})
     graphs = {"cuda_graph_config": {"prefill": prefill, "decode": {"bs": [1]}}}
     return graphs | ({"disable_overlap_schedule": True} if whole else {})
 
 
-def _wanted(checkpoint: Checkpoint, config: Config) -> dict[str, Any]:
+def _wanted(checkpoint: Checkpoint, config: ModelSettings) -> dict[str, Any]:
     return {
         "model_path": checkpoint.location,
         "dtype": checkpoint.dtype,

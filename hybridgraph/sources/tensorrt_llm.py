@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridgraph.cases import TENSORRT_SINGLE, Case
-from hybridgraph.config import Config
+from hybridgraph.config import ModelSettings
 from hybridgraph.contract import Report, Request
 from hybridgraph.errors import UserError
 from hybridgraph.machine.driver import Gpu
@@ -27,7 +27,7 @@ NAME = "TensorRT-LLM"
 KV_FRACTION = 0.3  # of the memory that weights leave free: one request needs far less
 
 
-def open_tensorrt_llm(config: Config, case: Case, progress: OnProgress) -> OutsideSource[Any]:
+def open_tensorrt_llm(config: ModelSettings, case: Case, progress: OnProgress) -> OutsideSource[Any]:
     """Start TensorRT-LLM on the model of ``config``, warmed up; raises UserError, in one line, where it cannot."""
 
     def start(checkpoint: Checkpoint, gpu: Gpu) -> TensorRTLLM:
@@ -126,7 +126,7 @@ def check_driver(gpu: Gpu) -> None:
         raise UserError(f"{NAME}'s torch needs CUDA {built_for}, and driver {gpu.driver} supports {has}: update it")
 
 
-def _start(api: _Api, checkpoint: Checkpoint, config: Config, arguments: Arguments) -> Any:
+def _start(api: _Api, checkpoint: Checkpoint, config: ModelSettings, arguments: Arguments) -> Any:
     known = parameters_of(api.llmapi.TorchLlmArgs)
     try:
         wanted = _wanted(api.llmapi, known, checkpoint, config, arguments)
@@ -139,7 +139,7 @@ def _start(api: _Api, checkpoint: Checkpoint, config: Config, arguments: Argumen
 
 
 def _wanted(
-    llmapi: Any, known: set[str], checkpoint: Checkpoint, config: Config, arguments: Arguments
+    llmapi: Any, known: set[str], checkpoint: Checkpoint, config: ModelSettings, arguments: Arguments
 ) -> dict[str, Any]:
     lengths = sorted(set(config.prompt_lengths))
     kv_cache = {"enable_block_reuse": False, "enable_partial_reuse": False, "free_gpu_memory_fraction": KV_FRACTION}

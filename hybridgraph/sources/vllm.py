@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridgraph.cases import VLLM_FULL, Case
-from hybridgraph.config import Config
+from hybridgraph.config import ModelSettings
 from hybridgraph.contract import Report, Request
 from hybridgraph.sources.checkpoint import Checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
@@ -21,7 +21,7 @@ from hybridgraph.system.console import OnProgress
 MEMORY_FRACTION = 0.9
 
 
-def open_vllm(config: Config, case: Case, progress: OnProgress) -> OutsideSource[Any]:
+def open_vllm(config: ModelSettings, case: Case, progress: OnProgress) -> OutsideSource[Any]:
     """Start vLLM on the model of ``config``; raises UserError, in one line, where it cannot."""
     return open_outside(
         Vllm.name,
@@ -38,7 +38,7 @@ class Vllm:
 
     name = "vLLM"
 
-    def __init__(self, checkpoint: Checkpoint, config: Config, case: Case) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: ModelSettings, case: Case) -> None:
         if case == VLLM_FULL:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # by default the engine runs in a process of its own
         from vllm import LLM
@@ -83,7 +83,7 @@ def _sampling(request: Request) -> Any:
     )
 
 
-def _wanted(checkpoint: Checkpoint, config: Config, case: Case) -> dict[str, Any]:
+def _wanted(checkpoint: Checkpoint, config: ModelSettings, case: Case) -> dict[str, Any]:
     graphs = {"cudagraph_capture_sizes": sorted({1, *config.prompt_lengths})}
     return {
         "model": checkpoint.location,
