@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hybridgraph.system.flags import parse_args
 
 from hybridgraph.bench.environment import record_not_run
 from hybridgraph.bench.store import ResultFiles, set_all_aside
 from hybridgraph.cases import CASE1
 from hybridgraph.cli.commands import main
-from hybridgraph.config import parse_args
 from hybridgraph.errors import UserError
 from hybridgraph.places import PUBLISHED, SHOWN, find_results, is_published
+from hybridgraph.settings import Program
 from hybridgraph.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,8 +56,8 @@ def test_whatever_writes_is_refused_among_published_results(checkout: Path) -> N
         lambda: record_not_run(directory, CASE1.name, "reason"),
         lambda: set_all_aside(directory),
         lambda: ResultFiles(directory, CASE1.name).held().__enter__(),
-        lambda: parse_args(["--output-dir", str(directory)]),
-        lambda: parse_args(["--output-dir", str(directory / "new")]),
+        lambda: parse_args(["--output-dir", str(directory)], Program.CASE, [CASE1]),
+        lambda: parse_args(["--output-dir", str(directory / "new")], Program.CASE, [CASE1]),
     )
     for write in writers:
         with pytest.raises(UserError, match="among the published results"):

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgraph.config import DTYPES, parse_lengths
+from hybridgraph.config import DTYPES
 from hybridgraph.errors import UserError
 from hybridgraph.kernels.packed import pack
 from hybridgraph.kernels.protocol import HeadNorms, Kernels, Matrix
@@ -37,6 +37,7 @@ from hybridgraph.machine.device import device_name, measure_rates
 from hybridgraph.models.hub import known_numbers
 from hybridgraph.models.shapes import DEFAULT_GPU_MODEL
 from hybridgraph.roofline import ModelShape, Rates
+from hybridgraph.settings import parse_lengths
 from hybridgraph.system.console import guarded, printing, progress_bars
 
 ROWS = (10, 50, 100, 200, 400)
