@@ -158,8 +158,8 @@ def _changes(before: Run, after: Run) -> Iterator[Change]:
                     after.evidence.of(metric, case), before.evidence.of(metric, case), lengths, in_pairs=False
                 )
                 length = None if lengths is shared else lengths[0]
-                values = (run.value(metric, case, lengths) for run in (before, after))
-                yield Change(metric, case, length, *values, found)
+                before_ms, after_ms = (run.value(metric, case, lengths) for run in (before, after))
+                yield Change(metric, case, length, before_ms, after_ms, found)
 
 
 def as_text(comparison: Comparison) -> str:

@@ -170,7 +170,7 @@ def as_frame(samples: Sequence[Sample]) -> pd.DataFrame:
 def units_of(samples: pd.DataFrame, metric: Metric) -> Units:
     """The value of ``metric`` by launch and length, or by quarter where there was one launch."""
     chosen = samples[_behind(metric, samples)]
-    column, of = "itl_mean_ms" if metric == DECODE else "ttft_ms", _p99 if metric == P99 else np.mean
+    column, of = "itl_mean_ms" if metric == DECODE else "ttft_ms", _p99 if metric == P99 else _mean
     if chosen["launch"].nunique() > 1:
         values = chosen.groupby(["launch", "prompt_length"])[column].agg(of).unstack("prompt_length")
         return Units(values, "launches")
@@ -189,6 +189,10 @@ def _behind(metric: Metric, samples: pd.DataFrame) -> pd.Series[bool]:
     if metric in (TTFT, P99):
         return samples["phase"] == metric.kind
     return (samples["warmth"] == "warm") & ((samples["phase"] == "decode") == (metric == DECODE))
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values))
 
 
 def _p99(values: Any) -> float:

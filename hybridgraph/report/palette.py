@@ -20,11 +20,12 @@ BACKGROUND = "#ffffff"
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """A case's color and its marker, as matplotlib and as plotly call it."""
+    """A case's color and its marker, as matplotlib and plotly call it, and as a character."""
 
     color: str
     marker: str
     symbol: str
+    glyph: str
 
 
 _COLORS = (
@@ -32,14 +33,15 @@ _COLORS = (
     "#7b6a00", "#8c7ca9", "#3e248c", "#006b7a", "#7041ff", "#aa2c48", "#74905b",  # the peers
 )  # fmt: skip
 _MARKERS = (
-    ("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"), ("P", "cross"),
-    ("X", "x"), ("<", "triangle-left"), (">", "triangle-right"), ("*", "star"), ("p", "pentagon"), ("h", "hexagon"),
-    ("d", "diamond-tall"),
+    ("o", "circle", "●"), ("s", "square", "■"), ("^", "triangle-up", "▲"), ("D", "diamond", "◆"),
+    ("v", "triangle-down", "▼"), ("P", "cross", "✚"), ("X", "x", "✖"), ("<", "triangle-left", "◀"),
+    (">", "triangle-right", "▶"), ("*", "star", "★"), ("p", "pentagon", "⬟"), ("h", "hexagon", "⬢"),
+    ("d", "diamond-tall", "♦"),
 )  # fmt: skip
 
 LOOKS: dict[str, Look] = {
-    case.name: Look(color=color, marker=marker, symbol=symbol)
-    for case, color, (marker, symbol) in zip((*CASES, *PEERS), _COLORS, _MARKERS, strict=True)
+    case.name: Look(color=color, marker=marker, symbol=symbol, glyph=glyph)
+    for case, color, (marker, symbol, glyph) in zip((*CASES, *PEERS), _COLORS, _MARKERS, strict=True)
 }
 
 

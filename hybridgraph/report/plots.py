@@ -26,13 +26,14 @@ from hybridgraph.report.palette import FLOOR, GRID, MUTED, TEXT, look_of
 from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Metric, Table
 
 AXES = {
-    TTFT: "TTFT of the protocol's requests, mean, ms",
+    TTFT: "protocol TTFT, mean, ms",
     WARM: "warm TTFT, mean, ms",
     P99: "P99 of TTFT, ms",
     DECODE: "ITL, mean, ms",
 }
 LENGTH_AXIS = "prompt length, tokens"
 BAND = (5, 95)  # percentiles of the requests behind a line
+APART = 4  # from how many times the lowest line on an axis is logarithmic
 LABEL_GAP = 0.052  # of the axes' height, between two labels
 _SETTINGS = {
     "svg.hashsalt": "hybridgraph",
@@ -158,7 +159,7 @@ def _draw(axes: Any, lines: Sequence[Line]) -> None:
 def _scale(axes: Any, lines: Sequence[Line]) -> None:
     """Logarithmic where the lines lie far apart, so that the lower ones can be read; from zero otherwise."""
     lowest = [line.values.min() for line in lines]
-    if max(lowest) < 4 * min(lowest):
+    if max(lowest) < APART * min(lowest):
         axes.set_ylim(bottom=0)
         return
     axes.set_yscale("log")
