@@ -1,14 +1,22 @@
 """The implementations of the dynamic operations are one function each."""
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from hybridgraph.contract import Request
 from hybridgraph.engine.buffers import StaticBuffers
+from hybridgraph.engine.compilers import require_dynamo_compiles, require_triton_compiles
 from hybridgraph.engine.ops.protocol import DynamicOps
 from hybridgraph.engine.ops.select import dynamic_ops
+from hybridgraph.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 COMPILED = ("torchscript", "inductor")
 CPU = torch.device("cpu")
@@ -82,6 +90,57 @@ def test_the_fused_way_through_the_buffers_ends_where_the_native_one_does(temper
                 ops.sample_step(request, step, buffers)
                 answers[-1] += [buffers.token.tolist(), [buffers.token_at(step)]]
     assert answers[0] == answers[1]
+
+
+OPENING = """
+import torch
+from hybridgraph.engine.buffers import StaticBuffers
+from hybridgraph.engine.ops.select import dynamic_ops
+ops, cpu = dynamic_ops("{name}"), torch.device("cpu")
+buffers = StaticBuffers(ops.open_input(8, cpu), vocab_size=16, dtype=torch.float32, device=cpu)
+{before}ops.compile(buffers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [
+        ("torchscript", "PYTORCH_JIT", "0"),
+        ("inductor", "TORCHDYNAMO_DISABLE", "1"),
+        ("inductor", "TORCH_COMPILE_DISABLE", "1"),
+        ("inductor", "TORCH_COMPILE_OVERRIDE_BACKENDS", "0-9:eager"),
+    ],
+)
+def test_ops_whose_compiler_the_environment_switches_off_are_refused(name: str, variable: str, value: str) -> None:
+    code = OPENING.format(name=name, before="")
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {variable: value}, capture_output=True, text=True, cwd=ROOT
+    )
+    said = f"UserError: ops {name} would run uncompiled, since the environment has {variable}={value}: unset it"
+    assert run.returncode == 1 and run.stderr.splitlines()[-1].endswith(said), run.stderr
+
+
+def test_ops_whose_compiler_the_program_switches_off_are_refused() -> None:
+    code = OPENING.format(name="inductor", before='torch.compiler.set_stance("force_eager")\n')
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stderr.splitlines()[-1].endswith("something in this process has switched their compiler off")
+
+
+def test_kernels_that_triton_interprets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they would be on a GPU: where there is none, these tests interpret them themselves."""
+    if torch.cuda.is_available():
+        require_triton_compiles("ops fused")
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        with pytest.raises(UserError, match=r"ops fused would run uncompiled, .* TRITON_INTERPRET=1: unset it"):
+            require_triton_compiles("ops fused")
+
+
+def test_torch_compile_that_is_switched_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_dynamo_compiles("a peer's decode")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    with pytest.raises(UserError, match=r"a peer's decode would run uncompiled, .* TORCHDYNAMO_DISABLE=1"):
+        require_dynamo_compiles("a peer's decode")
 
 
 def test_sampling_draws_the_softmax_distribution() -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from hybridgraph.cases import HF_COMPILED, Case
 from hybridgraph.config import EngineSettings
+from hybridgraph.engine.compilers import require_dynamo_compiles
 from hybridgraph.sources.build import load
 from hybridgraph.sources.huggingface import HuggingFaceSource
 from hybridgraph.system.console import OnProgress
@@ -25,6 +26,8 @@ def open_hf_static(config: EngineSettings, case: Case, progress: OnProgress) -> 
         arguments["prefill_chunk_size"] = resolved.positions
         compiled = "prefill and decode"
     on_gpu = loaded.device.type == "cuda"
+    if on_gpu:
+        require_dynamo_compiles(f"{case.title}'s {compiled}")
     info = replace(
         info,
         forward="hf",

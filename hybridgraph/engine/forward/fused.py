@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hybridgraph.engine.compilers import require_triton_compiles
 from hybridgraph.engine.forward.protocol import KVCache
 from hybridgraph.engine.forward.weights import LayerWeights, merge_weights, pack_weights, why_not_packed
 from hybridgraph.errors import UserError
@@ -57,6 +58,8 @@ class FusedForward:
         elif weights == "packed":
             raise UserError(f"--weights packed: {self.why_plain}")
         self.kernels = self._kernels.name
+        if weights.embedding.is_cuda and self.kernels != "torch":
+            require_triton_compiles("the fused forward")
         self.reads_masked = self._kernels.reads_masked
 
     def _why_plain(self, asked: str) -> str | None:

@@ -11,6 +11,7 @@ import torch
 
 from hybridgraph.contract import Request
 from hybridgraph.engine.buffers import StaticBuffers
+from hybridgraph.engine.compilers import require_triton_compiles
 from hybridgraph.engine.inputs import PackedInput
 from hybridgraph.engine.ops import native
 from hybridgraph.engine.ops.protocol import DynamicOps
@@ -21,6 +22,12 @@ class FusedOps(DynamicOps):
 
     def open_input(self, positions: int, device: torch.device) -> PackedInput:
         return PackedInput(positions, device)
+
+    def compile(self, buffers: StaticBuffers) -> None:
+        """As every implementation's; raises UserError where a GPU's kernels would be interpreted."""
+        if buffers.logits.is_cuda:
+            require_triton_compiles("ops fused")
+        super().compile(buffers)
 
     def sample_step(self, request: Request, step: int, buffers: StaticBuffers) -> None:
         if step == 0:
