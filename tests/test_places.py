@@ -5,15 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hybridgraph.system.flags import parse_args
 
 from hybridgraph.bench.environment import record_not_run
 from hybridgraph.bench.store import ResultFiles, set_all_aside
 from hybridgraph.cases import CASE1
-from hybridgraph.cli.commands import main
 from hybridgraph.errors import UserError
 from hybridgraph.places import PUBLISHED, SHOWN, find_results, is_published
 from hybridgraph.settings import Program
+from hybridgraph.system.command_line import parse_args
 from hybridgraph.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +71,7 @@ def test_whatever_writes_is_refused_among_published_results(checkout: Path) -> N
         "case3_jit_only.py --resume",
         "case5_tensorrt_llm.py --engine hf-static",
         "case4_jit_cuda_client.py --socket nowhere",
-        "-m hybridgraph new-run",
+        "-m hybridgraph study",
         "-m hybridgraph pair case2",
     ],
 )
@@ -85,12 +84,6 @@ def test_a_command_that_would_change_a_published_run_is_one_line(command: str) -
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1), run.stderr
     assert run.stderr.startswith("error: output/published/h200 is among the published results")
     assert {path: path.stat().st_mtime_ns for path in PUBLISHED.rglob("*")} == before
-
-
-def test_a_reason_is_not_recorded_in_a_published_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["not-run", CASE1.name, "why", "--output-dir", str(SHOWN)]) == 0, "its rows are there"
-    assert main(["not-run", "case5_tensorrt_llm", "why", "--output-dir", str(SHOWN)]) == 2
-    assert "among the published results" in capsys.readouterr().err
 
 
 def test_find_results_means_a_published_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

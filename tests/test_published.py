@@ -5,6 +5,7 @@ import resource
 import struct
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ REGENERATE = """
 import csv
 import io
 import sys
-for name in ("torch", "transformers", "rich", "msgspec", "pynvml", "matplotlib"):
-    sys.modules[name] = None  # an import of it now raises
+class Blocker:
+    def find_spec(name, *_):
+        if name in ("torch", "transformers", "rich", "msgspec", "pynvml", "matplotlib"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker)
 from pathlib import Path
 from hybridgraph.bench.environment import known_of_run
 from hybridgraph.bench.store import ResultFiles, ResultWriter
@@ -105,8 +109,17 @@ def test_samples_are_packed_without_a_time_or_a_name() -> None:
 
 def test_a_published_run_is_a_directory_that_the_readme_of_the_results_names() -> None:
     readme = (PUBLISHED.parent / "README.md").read_text()
-    for directory in PUBLISHED.iterdir():
+    for directory in filter(Path.is_dir, PUBLISHED.iterdir()):
         assert f"| `{directory.name}`" in readme, directory
+
+
+def test_what_was_measured_is_what_was_published() -> None:
+    """Whoever damages a published file by mistake does not change its checksum as well."""
+    sums = dict(line.split()[::-1] for line in (PUBLISHED / "SHA256SUMS").read_text().splitlines())
+    derived = {"final_report.md", *(f"final_{key}_table.csv" for key in ("warm_ttft", "ttft", "p99", "decode"))}
+    kept = [path for path in PUBLISHED.rglob("*") if path.is_file() and path.name not in derived]
+    kept = [path for path in kept if path.name not in ("SHA256SUMS", "final_averages.csv")]
+    assert {str(path.relative_to(PUBLISHED)): sha256(path.read_bytes()).hexdigest() for path in kept} == sums
 
 
 @pytest.mark.parametrize("asked", [(), ("--output-dir", "published/h200"), ("--output-dir", str(SHOWN))], ids=str)

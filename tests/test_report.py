@@ -27,6 +27,7 @@ from hybridgraph.cases import (
 from hybridgraph.errors import UserError
 from hybridgraph.report import plots
 from hybridgraph.report.claims import SPEEDUP_CLAIMS, study_speedup, study_wins
+from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.grid import WIDTH, markdown, plain
 from hybridgraph.report.load import ADDED_LATER, load_results
 from hybridgraph.report.main import generate_final_tables
@@ -298,7 +299,7 @@ def test_averages_over_some_rows_say_so(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("other", [{"device": "other GPU"}, {"commit": "def"}], ids=str)
 def test_a_run_over_lengths_is_shown_beside_its_own_study_only(tmp_path: Path, other: dict[str, str]) -> None:
     (tmp_path / "length_sweep").mkdir()
-    write(tmp_path / "length_sweep", CASE4_FUSED, {1: 4.0, 2048: 40.0}, protocol="6+0 requests, warm-up 0")
+    write(tmp_path / "length_sweep", CASE4_FUSED, {1: 4.0, 2048: 40.0}, protocol="6+0 requests", device_ms="3")
     write(tmp_path, CASE4, {10: 5.0})
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     assert (tmp_path / "final_growth.png").exists()
@@ -526,10 +527,13 @@ def test_a_file_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
 def test_a_length_sweep_is_plotted(tmp_path: Path) -> None:
     write(tmp_path, CASE1, {10: 20.0})
     (tmp_path / "length_sweep").mkdir()
-    write(tmp_path / "length_sweep", CASE4_FUSED, {1: 3.0, 64: 3.0, 2048: 30.0})
+    write(tmp_path / "length_sweep", CASE4_FUSED, {1: 3.0, 64: 3.0, 2048: 30.0}, device_ms="2")
     assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
     assert (tmp_path / "final_growth.png").read_bytes().startswith(b"\x89PNG")
     assert "final_growth.png" in (tmp_path / "final_report.md").read_text()
+    write(tmp_path / "length_sweep", CASE4_FUSED, {1: 3.0, 64: 3.0})  # on a CPU no time on the device is known
+    assert generate_final_tables(["--output-dir", str(tmp_path)]) == 0
+    assert not (tmp_path / "final_growth.png").exists() and not (tmp_path / "final_growth.svg").exists()
 
 
 def test_the_floor_is_of_a_run_that_is_named(tmp_path: Path) -> None:
@@ -549,21 +553,21 @@ def test_the_floor_is_of_a_run_that_is_named(tmp_path: Path) -> None:
 
 def test_a_plot_names_whose_floor_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[str] = []
-    monkeypatch.setattr(plots, "_label_ends", lambda axes, lines: labels.extend(label for _, label, _ in lines))
+    monkeypatch.setattr(plots, "_label_ends", lambda axes, lines: labels.extend(line.name for line in lines))
     write(tmp_path, CASE4, {10: 5.0}, floor_ms="3.0")
     results = load_results(tmp_path)
-    plots.plot_table(build_table(results, TTFT), results, tmp_path / "plot.png")
+    plots.plot_table(build_table(results, TTFT), results, Evidence(), tmp_path / "plot.png")
     assert labels == ["JIT+CUDA", "floor (JIT+CUDA)"]
 
 
 def test_every_line_of_a_plot_has_a_color_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     colors: list[object] = []
-    monkeypatch.setattr(plots, "_label_ends", lambda axes, lines: colors.extend(color for *_, color in lines))
+    monkeypatch.setattr(plots, "_label_ends", lambda axes, lines: colors.extend(line.color for line in lines))
     cases = (*CASES, *PEERS)
     for case in cases:
         write(tmp_path, case, {10: 5.0}, floor_ms="3.0")
     results = load_results(tmp_path)
-    plots.plot_table(build_table(results, TTFT), results, tmp_path / "plot.png")
+    plots.plot_table(build_table(results, TTFT), results, Evidence(), tmp_path / "plot.png")
     assert len(set(colors)) == len(colors) == len(cases) + 1
 
 
@@ -647,8 +651,11 @@ def test_tables_need_no_torch(tmp_path: Path) -> None:
     blocked = ["torch", "transformers", "accelerate", "msgspec", "rich", "safetensors", "pynvml"]
     code = f"""
 import runpy, sys
-for name in {blocked}:
-    sys.modules[name] = None  # an import of it now raises
+class Blocker:
+    def find_spec(name, *_):
+        if name in {blocked}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker)
 sys.argv = ["generate_final_tables.py", "--output-dir", {str(tmp_path)!r}]
 runpy.run_path("generate_final_tables.py", run_name="__main__")
 """

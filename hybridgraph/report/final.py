@@ -10,6 +10,7 @@ from textwrap import fill
 
 import pandas as pd
 
+from hybridgraph.cases import CASES, PEERS
 from hybridgraph.places import is_published
 from hybridgraph.report.ablation import Variant, read_variants
 from hybridgraph.report.grid import WIDTH, plain
@@ -47,7 +48,12 @@ class Derived:
     def plots(self) -> list[str]:
         """The files of its plots."""
         drawn = [plot_name(m) for m in PLOTTED if m.key in self.tables and self.tables[m.key].measured]
-        return drawn + ([GROWTH] if self.results.sweep is not None else [])
+        return drawn + [GROWTH] * self.has_growth
+
+    @property
+    def has_growth(self) -> bool:
+        """Whether a run over many lengths lies beside the results, with times on a device."""
+        return self.results.sweep is not None and bool(self.results.sweep["device_ms"].notna().any())
 
     def texts(self) -> dict[str, str]:
         """The content of every file but the plots, by its name."""
@@ -86,16 +92,24 @@ def write_final_tables(directory: Path, *, as_json: bool) -> None:
 
 
 def _write(directory: Path, derived: Derived) -> None:
-    for name in (*map(table_name, METRICS), *map(plot_name, METRICS), AVERAGES, GROWTH):
+    plots = [*map(plot_name, METRICS), GROWTH]
+    drawings = [plot.replace(".png", ".svg") for plot in plots]
+    for name in (*map(table_name, METRICS), AVERAGES, *plots, *drawings):
         (directory / name).unlink(missing_ok=True)  # what it shows may be gone
     for name, text in derived.texts().items():
         (directory / name).write_text(text, encoding="utf-8")
-    from hybridgraph.report.plots import plot_growth, plot_table  # only now: tables do without matplotlib
+    _draw(directory, derived)
 
+
+def _draw(directory: Path, derived: Derived) -> None:
+    from hybridgraph.report.evidence import gather  # only now: tables do without scipy and matplotlib
+    from hybridgraph.report.plots import plot_growth, plot_table
+
+    evidence = gather(directory, derived.results, (*CASES, *PEERS))
     for metric in PLOTTED:
         if plot_name(metric) in derived.plots:
-            plot_table(derived.tables[metric.key], derived.results, directory / plot_name(metric))
-    if derived.results.sweep is not None:
+            plot_table(derived.tables[metric.key], derived.results, evidence, directory / plot_name(metric))
+    if derived.results.sweep is not None and derived.has_growth:
         plot_growth(derived.results.sweep, directory / GROWTH)
 
 

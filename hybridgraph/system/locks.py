@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from hybridgraph.errors import UserError
+from hybridgraph.places import require_own
 
 INHERITED = "HYBRIDGRAPH_LOCKS"  # the descriptors of what a process's parent holds, such as 5,7
 
@@ -73,6 +74,7 @@ def inherited() -> tuple[int, ...]:
 
 
 def _opened(path: Path) -> int:
+    require_own(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # O_NONBLOCK: what lies there may be a FIFO.

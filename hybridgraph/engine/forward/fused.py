@@ -58,7 +58,7 @@ class FusedForward:
         elif weights == "packed":
             raise UserError(f"--weights packed: {self.why_plain}")
         self.kernels = self._kernels.name
-        if weights.embedding.is_cuda and self.kernels != "torch":
+        if like.is_cuda and self.kernels != "torch":
             require_triton_compiles("the fused forward")
         self.reads_masked = self._kernels.reads_masked
 
