@@ -13,7 +13,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from hybridgraph.bench import columns
 from hybridgraph.cases import CASE1, CASE2, CASE4, CASE4_FUSED, CASES, HF_COMPILED, PEERS, SGLANG_FULL, VLLM_FULL, Case
-from hybridgraph.config import Config, flag_of
+from hybridgraph.config import SETTINGS
 from hybridgraph.places import PUBLISHED
 from hybridgraph.report import grid
 from hybridgraph.report import markdown as report
@@ -380,19 +379,16 @@ def _versions(run: str) -> dict[str, str]:
 def flags() -> str:
     """Every setting, as its flag: default, values, meaning. From the records of the configuration."""
     lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
-    for setting in fields(Config):
-        name, default = setting.name, setting.default
-        flag = flag_of(f"no_{name}" if default is True else name)
-        meaning = setting.metadata["help"]
-        if choices := setting.metadata.get("choices"):
-            meaning += f" ({', '.join(f'`{choice}`' for choice in choices)})"
-        shown = "off" if isinstance(default, bool) else "" if default is None else _default(default)
-        lines.append(f"| `{flag}` | {shown} | {'do not ' if default is True else ''}{meaning} |")
+    for setting in SETTINGS.values():
+        default, meaning = setting.default, setting.help
+        if isinstance(default, bool):
+            lines.append(f"| `{setting.argument(not default)}` | off | {'do not ' if default else ''}{meaning} |")
+            continue
+        if setting.choices:
+            meaning += f" ({', '.join(f'`{choice}`' for choice in setting.choices)})"
+        shown = setting.unset if default is None else f"`{setting.as_text(default)}`"
+        lines.append(f"| `{setting.flag}` | {shown} | {meaning} |")
     return "\n".join(lines)
-
-
-def _default(value: Any) -> str:
-    return f"`{','.join(map(str, value))}`" if isinstance(value, tuple) else f"`{value}`"
 
 
 def column_table(kind: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from architectures import tiny_model
 
-from hybridgraph.cases import CASE1, CASE2, CASE4, CASES, ENGINES, Case, family
+from hybridgraph.cases import CASE1, CASE2, CASE4, CASE5, CASES, ENGINES, VLLM, Case, family
 from hybridgraph.cli import commands
 from hybridgraph.config import SETTINGS, Config
 from hybridgraph.errors import UserError
@@ -235,6 +235,28 @@ def test_a_generator_of_something_else_is_refused(environment: dict[str, Any], t
 def test_async_capture_asked_of_a_server_that_has_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.serve(CASE2, ["--async-capture"], background=False) == 2
     assert "--async-capture: this server never captures in the background" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("case", "flags", "measured", "engine"),
+    [
+        (CASE5, "", CASE5, "tensorrt-llm"),
+        (CASE5, "--engine vllm", VLLM, "vllm"),
+        (VLLM, "", VLLM, "vllm"),
+        (VLLM, "--engine vllm", VLLM, "vllm"),
+        (CASE1, "--engine vllm", CASE1, "vllm"),
+    ],
+)
+def test_a_case_by_name_and_its_engine_are_one(case: Case, flags: str, measured: Case, engine: str) -> None:
+    config = parse_args(flags.split(), Program.CASE, family(case))
+    chosen, config = commands._with_engine(case, config)
+    assert (chosen, config.engine) == (measured, engine)
+
+
+def test_another_engine_than_the_case_by_name_is_refused() -> None:
+    config = parse_args(["--engine=tensorrt-llm"], Program.CASE, family(VLLM))  # also at its default
+    with pytest.raises(UserError, match="--engine tensorrt-llm: vLLM was asked for by name"):
+        commands._with_engine(VLLM, config)
 
 
 @pytest.fixture(scope="module")

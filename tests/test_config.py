@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from hybridgraph.bench.samples import IDENTITY_COLUMNS, RunIdentity
-from hybridgraph.cases import CASE1, CASE3, CASE4, CASE5, CASES, HF_STATIC, PAPER_PROMPT_LENGTHS, Case, family
+from hybridgraph.cases import (
+    CASE1,
+    CASE3,
+    CASE4,
+    CASE4_FUSED,
+    CASE5,
+    ENGINES,
+    HF_STATIC,
+    PAPER_PROMPT_LENGTHS,
+    Case,
+    family,
+)  # fmt: skip
 from hybridgraph.config import (
     OWNERS,
     SETTINGS,
@@ -235,6 +246,10 @@ def test_no_list_of_settings_is_kept_by_hand() -> None:
     assert {path: lists for path, lists in kept.items() if lists} == {}
 
 
-def test_a_family_is_a_case_with_its_variants() -> None:
-    assert [case.key for case in family(CASE4)] == ["case4", "case4_fused"] == [case.key for case in family(CASES[4])]
-    assert family(CASE1) == (CASE1,) and family(HF_STATIC) == (HF_STATIC,)
+def test_family_of_a_case_is_what_its_script_measures() -> None:
+    assert family(CASE1) == (CASE1,)
+    assert family(CASE4) == family(CASE4_FUSED) == (CASE4, CASE4_FUSED)
+    assert family(CASE5) == family(HF_STATIC) == tuple(ENGINES.values())
+    assert list(ENGINES) == [
+        case.script.split()[-1].replace("case5_tensorrt_llm.py", "tensorrt-llm") for case in ENGINES.values()
+    ]

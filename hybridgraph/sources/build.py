@@ -73,9 +73,9 @@ def open_engine(config: EngineSettings, case: Case, progress: OnProgress = nobod
         forward=case.forward,
         graphs=case.graphs,
         precapture=_precapture(resolved, case),
-        max_graphs=resolved.max_graphs,
-        max_graph_mib=resolved.max_graph_mib,
-        async_capture=case.async_capture and resolved.async_capture,
+        max_graphs=config.max_graphs,
+        max_graph_mib=config.max_graph_mib,
+        async_capture=case.async_capture and config.async_capture,
         positions=resolved.positions,
     )
     return HybridEngine(loaded, options, info, progress)
