@@ -1,40 +1,66 @@
-"""The README against the software: its flags, its file tree, and its own commands, run on the CPU."""
+"""The README as a reader meets it: short, its parts in order, its names those of the files."""
 
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from pages import PAGES, README, ROOT, blocks, commands, fences, name_of, without_fences
 
-from hybridgraph.config import SETTINGS
-
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Later flags win over the README's own: small enough for a CPU, and away from output/.
-SMALL = "--device cpu --prompt-lengths 4,9 --ttft-iterations 2 --p99-iterations 2 --precapture 4-10:2 --max-seq-len 64"
+TEXT = README.read_text(encoding="utf-8")
+MAX_LINES, MAX_WORDS, MAX_FINDING_WORDS = 150, 900, 25
+COMMIT = re.compile(r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b")
 
 
-def blocks(info: str) -> list[str]:
-    """The fenced blocks that open with exactly ``info``."""
-    return re.findall(rf"^```{re.escape(info)}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def section(heading: str) -> str:
+    return TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("bash run") for line in block.splitlines() if line]
+def items(text: str, mark: str) -> list[str]:
+    """The items of a list, each on one line."""
+    found = re.findall(rf"^{mark} (.+?)(?=\n{mark} |\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(item.split()) for item in found]
 
 
-def documented_tree() -> tuple[set[str], set[str]]:
-    """The names at the top level and those in the package, as the README's tree has them."""
-    (tree,) = blocks("tree")
-    top, package = set(), set()
-    for line in tree.splitlines():
-        (package if line.startswith("    ") else top).add(line.split()[0].rstrip("/"))
-    return top, package
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= MAX_LINES
+    assert len(TEXT.split()) <= MAX_WORDS
+
+
+def test_it_names_no_commit() -> None:
+    assert COMMIT.findall(without_fences(README)) == []
+    assert COMMIT.findall("by 8222a9112d9f, and 5b04422") == ["8222a9112d9f", "5b04422"]
+
+
+def test_it_begins_with_a_sentence_a_plot_a_table_and_the_commands() -> None:
+    parts = [
+        TEXT.index(part) for part in ("contribute?", "![", "| TensorRT-LLM ", "- One ", "## Run it", "## Without a GPU")
+    ]
+    assert parts == sorted(parts)
+    assert len(re.findall(r"^\| (?!case|-)", TEXT.split("<!-- end -->")[0], flags=re.MULTILINE)) == 6
+    assert commands(README) == ["./run_complete_benchmark.sh", "python generate_final_tables.py"]
+    (code,) = blocks(README, "python run")
+    assert len([line for line in code.splitlines() if line]) <= 6
+
+
+def test_findings_are_short_and_lead_to_their_page() -> None:
+    findings = items(section("What was found"), r"[0-9]\.")
+    assert len(findings) == 5
+    for finding in findings:
+        sentence, _, link = finding.rpartition(" [")
+        assert len(sentence.split()) <= MAX_FINDING_WORDS, finding
+        assert re.fullmatch(r"[^]]+\]\(docs/results/[a-z_0-9]+\.md\)", link), finding
+
+
+def test_five_words_are_defined_in_a_line_each() -> None:
+    defined = items(section("The five cases"), "-")
+    assert len(defined) == 5
+    assert all(re.match(r"\*\*\w+\*\*: ", line) and len(line) <= 120 for line in defined)
+
+
+def test_the_index_names_every_page() -> None:
+    pages = {name_of(page) for page in PAGES if page.parent == ROOT / "docs"} | {"docs/results/README.md"}
+    written_by_others = {"docs/architecture.md"}
+    assert pages - written_by_others <= set(re.findall(r"\]\((docs/[^)#]+)\)", section("Documentation")))
 
 
 def names_in(directory: Path) -> set[str]:
@@ -48,80 +74,26 @@ def names_in(directory: Path) -> set[str]:
     }
 
 
-def test_the_tree_is_the_files() -> None:
-    top, package = documented_tree()
-    assert top - {"output"} == names_in(ROOT) - {"output"}
-    assert package == names_in(ROOT / "hybridgraph")
+TREES = [(page, tree) for page in PAGES for called, tree in fences(page) if called == "tree"]
 
 
-def test_the_flag_table_is_the_configuration() -> None:
-    flags = {s.argument(not s.default) if isinstance(s.default, bool) else s.flag for s in SETTINGS.values()}
-    documented = re.findall(r"^\| `(--[a-z0-9-]+)` \|", README, flags=re.MULTILINE)
-    assert set(documented) == flags
-    assert len(documented) == len(flags)
+@pytest.mark.parametrize(("page", "tree"), TREES, ids=[name_of(page) for page, _ in TREES])
+def test_a_tree_is_the_files(page: Path, tree: str) -> None:
+    """Its names at the left are the top level's; what is indented below a directory is in that."""
+    below: dict[str, set[str]] = {"": set()}
+    parent = ""
+    for line in tree.splitlines():
+        name = line.split()[0].rstrip("/")
+        if line.startswith("    "):
+            below.setdefault(parent, set()).add(name)
+        else:
+            below[""].add(name)
+            parent = name
+    for directory, names in below.items():
+        assert names == names_in(ROOT / directory), directory
 
 
-def test_the_table_names_the_defaults() -> None:
-    for setting in SETTINGS.values():
-        if isinstance(setting.default, int | float | str) and not isinstance(setting.default, bool):
-            row = re.search(rf"^\| `{setting.flag}` \| ([^|]*) \|", README, flags=re.MULTILINE)
-            assert row is not None
-            assert row[1].strip().strip("`") == str(setting.default), setting.name
-
-
-def test_every_script_is_mentioned() -> None:
+def test_there_is_a_tree_and_every_script_is_mentioned() -> None:
+    assert TREES
     for script in (*ROOT.glob("*.py"), *ROOT.glob("*.sh")):
-        assert script.name in README
-
-
-def anchors_of(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/results.md", "hybridgraph/kernels/README.md"])
-def test_links_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors_of(target), link
-
-
-@pytest.mark.parametrize("command", commands())
-def test_its_commands_run(command: str, tmp_path: Path) -> None:
-    output, flags = tmp_path / "output", SMALL
-    if "generate_final_tables" in command:
-        shutil.copytree(ROOT / "output" / "published" / "h200", output)  # the published results
-        flags = ""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("HYBRIDGRAPH_")}
-    env = clean | {
-        "HYBRIDGRAPH_PYTHON": sys.executable,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # `python` is this one
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    arguments = [*shlex.split(command), *shlex.split(flags), "--output-dir", str(output)]
-    started_ns = time.time_ns()
-    run = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
-    assert run.returncode == 0, run.stderr
-    assert "Traceback" not in run.stderr
-    written = {path.name for path in output.glob("*.csv") if path.stat().st_mtime_ns > started_ns - 10**9}
-    if "generate_final_tables" in command or "complete" in command:
-        assert {"final_ttft_table.csv", "final_p99_table.csv"} <= written
-    if "generate_final_tables" not in command:
-        assert any(name.startswith("case") and name.endswith("_p99.csv") for name in written)
-
-
-@pytest.mark.parametrize("code", blocks("python run"))
-def test_its_python_runs(code: str) -> None:
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("[")
-
-
-def test_there_is_something_to_run() -> None:
-    assert "./run_complete_benchmark.sh" in commands()
-    assert len(commands()) >= 6
-    assert blocks("python run")
+        assert any(script.name in page.read_text(encoding="utf-8") for page in PAGES), script
