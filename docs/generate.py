@@ -24,13 +24,14 @@ sys.path.insert(0, str(ROOT))
 
 from hybridgraph.bench import columns
 from hybridgraph.cases import CASE1, CASE2, CASE4, CASE4_FUSED, CASES, HF_COMPILED, PEERS, SGLANG_FULL, VLLM_FULL, Case
-from hybridgraph.config import SETTINGS
+from hybridgraph.config import OWNERS, own_settings_of
 from hybridgraph.places import PUBLISHED
 from hybridgraph.report import grid
 from hybridgraph.report import markdown as report
 from hybridgraph.report.claims import SPEEDUP_CLAIMS
 from hybridgraph.report.final import REPORT, Derived, derive
 from hybridgraph.report.tables import figure
+from hybridgraph.settings import Setting
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 PART = re.compile(r"(<!-- begin (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -389,18 +390,29 @@ def _versions(run: str) -> dict[str, str]:
 
 
 def flags() -> str:
-    """Every setting, as its flag: default, values, meaning. From the records of the configuration."""
-    lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
-    for setting in SETTINGS.values():
-        default, meaning = setting.default, setting.help
-        if isinstance(default, bool):
-            lines.append(f"| `{setting.argument(not default)}` | off | {'do not ' if default else ''}{meaning} |")
-            continue
-        if setting.choices:
-            meaning += f" ({', '.join(f'`{choice}`' for choice in setting.choices)})"
-        shown = setting.unset if default is None else f"`{setting.as_text(default)}`"
-        lines.append(f"| `{setting.flag}` | {shown} | {meaning} |")
-    return "\n".join(lines)
+    """Every setting as its flag, by group as in ``--help``: from the records of the configuration."""
+    groups: dict[str, list[Setting]] = {}
+    for owner in OWNERS:
+        groups.setdefault(owner.GROUP, []).extend(own_settings_of(owner))
+    parts = []
+    for group, settings in groups.items():
+        lines = ["| flag | default | values | cases | meaning |", "| --- | --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(_flag_cells(setting))} |" for setting in settings]
+        parts.append(f"## {group.capitalize()}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _flag_cells(setting: Setting) -> tuple[str, ...]:
+    """Flag, default, values, cases that use it, meaning."""
+    default, about = setting.default, [case.key.removeprefix("case")[0] for case in CASES if setting.concerns(case)]
+    used = ", ".join(dict.fromkeys(about)) if len(about) < len(CASES) else "all"
+    if isinstance(default, bool):
+        return f"`{setting.argument(not default)}`", "off", "", used, f"{'do not ' if default else ''}{setting.help}"
+    values = ", ".join(f"`{choice}`" for choice in setting.choices)
+    if setting.limits is not None:
+        values = "{} to {}".format(*(f"{limit:,}" for limit in setting.limits))
+    usual = setting.unset if default is None else f"`{setting.as_text(default)}`"
+    return f"`{setting.flag}`", usual, values, used, setting.help
 
 
 def column_table(kind: str) -> str:
