@@ -17,16 +17,17 @@ from typing import Any
 import pytest
 from architectures import SMALL
 
-from hybridgraph.cases import CASE1
+from hybridgraph.cases import CASE1, ENGINES
 from hybridgraph.config import Config
-from hybridgraph.contract import Request, SourceInfo
+from hybridgraph.contract import Request, SourceInfo, TokenSource
 from hybridgraph.errors import UserError
 from hybridgraph.machine.driver import Gpu
-from hybridgraph.sources import peers
+from hybridgraph.sources import registry
 from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.outside import OutsideSource, explained
 from hybridgraph.sources.tensorrt_llm import TensorRTLLM, check_driver, sampling_arguments
+from hybridgraph.system.console import nobody
 
 INFO = SourceInfo(
     model="m", dtype="float16", load_format="dummy", device="d", vocab_size=100, max_seq_len=64, special_ids=(2,)
@@ -147,12 +148,11 @@ def test_a_model_the_engine_cannot_take_is_refused(config: Config, part: str) ->
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("engine", ["hf-static", "hf-compiled"])
 def test_a_static_cache_answers_as_generate_does(random_ids: Any, device: str, engine: str) -> None:
-    from hybridgraph.sources.build import open_source
-
     config = Config(model="tiny-llama", device=device, dtype="float32", engine=engine)
-    case = peers.case_of(config)
-    assert peers.measures_here(case)
-    with closing(peers.open_source(config, case)) as static, closing(open_source(config, CASE1)) as dynamic:
+    case = ENGINES[engine]
+    assert registry.measures_here(case)
+    opened = (closing(registry.open_source(config, each)) for each in (case, CASE1))
+    with next(opened) as static, next(opened) as dynamic:
         for length, temperature in itertools.product((3, 17), (0.0, 0.7)):
             ids = random_ids(length, static.info.vocab_size)
             request = Request(prompt_ids=ids, max_new_tokens=6, temperature=temperature, seed=4)
@@ -237,6 +237,12 @@ KNOWN = {
 }
 
 
+def open_foreign(config: Config) -> TokenSource:
+    """The engine of another environment, in this process."""
+    case = ENGINES[config.engine]
+    return registry.ENGINES[case.engine].load_opener()(config, case, nobody)
+
+
 def outside_answer(
     package: str, installed: Installed, chunks: list[list[Any]], cached: int = 0
 ) -> tuple[list[int], dict[str, Any]]:
@@ -244,7 +250,7 @@ def outside_answer(
     installed(library.modules)
     library.answer, library.cached = list(chunks), cached
     tokens: list[int] = []
-    with closing(peers._open_foreign(config, peers.case_of(config))) as source:
+    with closing(open_foreign(config)) as source:
         source.stream(Request(prompt_ids=[5, 6], max_new_tokens=3), tokens.append)
         return tokens, source.stats()
 
@@ -302,7 +308,7 @@ def test_engines_capture_the_lengths_that_are_measured_and_keep_no_prefix(
     installed(library.modules)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     config = Config(engine=engine, prompt_lengths=(10, 3))
-    peers._open_foreign(config, peers.case_of(config)).close()
+    open_foreign(config).close()
     given = library.started_with
     kept = {"enable_prefix_caching": False} if engine.startswith("vllm") else {"disable_radix_cache": True}
     assert given.items() >= (expected | kept).items()
@@ -319,7 +325,7 @@ def test_an_engine_that_does_not_start_says_so_and_leaves_nothing(
     said = f"SGLang could not start in {sys.executable}: .*sglang"
     with warnings.catch_warnings(record=True) as of_collected, pytest.raises(UserError, match=said):
         warnings.simplefilter("always")
-        peers._open_foreign(config, peers.case_of(config))
+        open_foreign(config)
     assert not list(tmp_path.iterdir())
     assert not of_collected, "removed at once, not when the collector came by"
 

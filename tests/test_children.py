@@ -39,7 +39,7 @@ PARENTS = {
 import sys, time
 from hybridgraph.serving.pair import generator_process
 from hybridgraph.system.signals import stop_signals_raise
-with stop_signals_raise(), generator_process(sys.argv[1], sys.argv[2:]):
+with stop_signals_raise(), generator_process("it", sys.argv[1:]):
     time.sleep(60)
 """,
     "supervised": """
@@ -67,7 +67,7 @@ def script(directory: Path, text: str) -> str:
 
 def test_what_a_generator_prints_never_stops_it(tmp_path: Path) -> None:
     went_on = tmp_path / "went_on"
-    with generator_process(script(tmp_path, CHATTY), [str(went_on)]):
+    with generator_process("it", [script(tmp_path, CHATTY), str(went_on)]):
         wait_for(went_on.exists)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from hybridgraph.bench.environment import read_environment, run_id_of
-from hybridgraph.bench.store import ResultFiles
+from hybridgraph.bench.store import ResultFiles, set_all_aside
 from hybridgraph.cases import CASE1, CASE4
 from hybridgraph.cli import commands as main
+from hybridgraph.cli.study import record_reason, run_study
 from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
 from hybridgraph.report.load import load_results
@@ -102,7 +103,7 @@ def test_an_attempt_that_begins_no_run_leaves_every_file_as_it_was(
     for failing in (refused, without_torch):
         assert attempt(failing) == 2
         assert contents(tmp_path) == before
-    assert main.main(["not-run", CASE1.name, "not asked for", "--output-dir", str(tmp_path)]) == 0
+    record_reason(tmp_path, CASE1, "not asked for")
     assert contents(tmp_path) == before
 
 
@@ -144,8 +145,11 @@ def test_a_second_run_of_a_case_is_refused_before_it_loads_anything(
 ) -> None:
     def meanwhile() -> DyingSource:
         assert attempt(lambda: pytest.fail("it is opened")) == 2
-        assert main.main(["new-run", "--output-dir", str(tmp_path)]) == 2
-        assert capsys.readouterr().err.count("another run of case1_baseline is writing to") == 2
+        assert capsys.readouterr().err.count("another run of case1_baseline is writing to") == 1
+        with pytest.raises(UserError, match="another run of case1_baseline is writing to"):
+            set_all_aside(tmp_path)
+        assert run_study(["--output-dir", str(tmp_path)]) == 2
+        assert "a case is being measured into" in capsys.readouterr().err
         with ResultFiles(tmp_path, CASE4.name).held():
             return DyingSource(6)
 
@@ -154,19 +158,15 @@ def test_a_second_run_of_a_case_is_refused_before_it_loads_anything(
     assert recorded["not_run"] == recorded["ended_early"] == {}
 
 
-def not_run(directory: Path, reason: str) -> None:
-    assert main.main(["not-run", CASE1.name, reason, "--output-dir", str(directory)]) == 0
-
-
-def test_a_script_tells_the_end_of_the_run_that_lies_there(attempt: Callable[..., int], tmp_path: Path) -> None:
-    not_run(tmp_path, "not asked for")
+def test_the_complete_run_tells_the_end_of_the_run_that_lies_there(attempt: Callable[..., int], tmp_path: Path) -> None:
+    record_reason(tmp_path, CASE1, "not asked for")
     assert read_environment(tmp_path / "environment.json")["not_run"] == {CASE1.name: "not asked for"}
     with pytest.raises(SystemExit):  # the process ends without a word, as after a crash
         attempt(CrashingSource)
-    not_run(tmp_path, "failed with exit code 139")
+    record_reason(tmp_path, CASE1, "failed with exit code 139")
     assert remarks(tmp_path) == ["Baseline: the run ended early: failed with exit code 139"]
     attempt(lambda: DyingSource(6))
-    not_run(tmp_path, "not asked for")
+    record_reason(tmp_path, CASE1, "not asked for")
     assert remarks(tmp_path) == [], "it was measured to its end"
 
 

@@ -19,9 +19,9 @@ from hybridgraph.bench.prompts import Prompts, RandomPrompts, TextPrompts
 from hybridgraph.bench.run import protocol_name
 from hybridgraph.bench.samples import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
 from hybridgraph.bench.stats import percentile
-from hybridgraph.bench.store import ResultFiles, ResultWriter
+from hybridgraph.bench.store import ResultFiles, ResultWriter, set_all_aside
 from hybridgraph.cases import CASE1, CASE4, Case
-from hybridgraph.cli.commands import main
+from hybridgraph.cli.study import check
 from hybridgraph.config import Config
 from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
@@ -275,13 +275,11 @@ def test_a_new_run_of_all_cases_sets_everything_aside(tmp_path: Path) -> None:
     (tmp_path / "final_report.md").write_text("of then")
     (tmp_path / "mine.txt").write_text("not ours")
     names = {path.name for path in tmp_path.iterdir() if path.name[0] != "."} - {"mine.txt"}
-    assert main(["new-run", "--resume", "--output-dir", str(tmp_path)]) == 0
-    assert not (tmp_path / "previous").exists()
-    assert main(["new-run", "--output-dir", str(tmp_path)]) == 0
+    set_all_aside(tmp_path)
     (kept,) = (tmp_path / "previous").iterdir()
     assert {path.name for path in kept.iterdir()} == names
     assert (tmp_path / "mine.txt").exists()
-    assert main(["new-run", "--output-dir", str(tmp_path)]) == 0
+    assert set_all_aside(tmp_path) is None
     assert len(list((tmp_path / "previous").iterdir())) == 1
 
 
@@ -304,7 +302,7 @@ def test_what_no_case_could_run_with_is_told_once_and_sets_nothing_aside(
     measure(CountingSource(), config(tmp_path), CASE1)
     before = sorted(tmp_path.iterdir())
     capsys.readouterr()
-    assert main(["new-run", *flags.split(), "--output-dir", str(tmp_path)]) == 2
+    assert check([*flags.split(), "--output-dir", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and told in line
     assert sorted(tmp_path.iterdir()) == before

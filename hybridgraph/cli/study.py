@@ -128,13 +128,8 @@ class CompleteRun:
             self._record(case, reason)
 
     def _record(self, case: Case, reason: str) -> None:
-        """Write down why a case has no rows, or no more of them."""
         try:
-            files = ResultFiles(self._directory, case.name)
-            if why_ended(self._directory, case.name) is None or not files.exist():  # else its end is known
-                # The run is this very one, or the one that it resumes: others were set aside.
-                run_id = run_id_of(self._directory, case.name)
-                record_not_run(self._directory, case.name, reason, run_id=run_id)
+            record_reason(self._directory, case, reason)
         except UserError as error:
             say(f"error: {one_line(error)}")
             self._failed.append(f"{case.name}: reason not recorded")
@@ -144,6 +139,13 @@ class CompleteRun:
         as_json = ["--json"] if self._asked.config.json else []
         if self._step("the tables", str(TABLES), f"--output-dir={self._asked.config.output_dir}", *as_json):
             self._failed.append(TABLES.stem)
+
+
+def record_reason(directory: Path, case: Case, reason: str) -> None:
+    """Write down why a case has no rows, or no more of them, unless its end is known; raises UserError."""
+    if why_ended(directory, case.name) is None or not ResultFiles(directory, case.name).exist():
+        # The run is this very one, or the one that it resumes: others were set aside.
+        record_not_run(directory, case.name, reason, run_id=run_id_of(directory, case.name))
 
 
 def arguments_of(case: Case, own: Sequence[str]) -> list[str]:

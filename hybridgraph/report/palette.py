@@ -7,6 +7,7 @@ written in ``TEXT``. In black and white the markers tell the cases apart. ``test
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybridgraph.cases import CASES, PEERS, Case
@@ -28,21 +29,29 @@ class Look:
     glyph: str
 
 
-_COLORS = (
+_COLORS: Sequence[str] = (
     "#a27b87", "#ea7100", "#790a52", "#658de8", "#6715c8", "#1c5715",  # the study's cases
     "#7b6a00", "#8c7ca9", "#3e248c", "#006b7a", "#7041ff", "#aa2c48", "#74905b",  # the peers
 )  # fmt: skip
-_MARKERS = (
+_MARKERS: Sequence[tuple[str, str, str]] = (
     ("o", "circle", "●"), ("s", "square", "■"), ("^", "triangle-up", "▲"), ("D", "diamond", "◆"),
     ("v", "triangle-down", "▼"), ("P", "cross", "✚"), ("X", "x", "✖"), ("<", "triangle-left", "◀"),
     (">", "triangle-right", "▶"), ("*", "star", "★"), ("p", "pentagon", "⬟"), ("h", "hexagon", "⬢"),
     ("d", "diamond-tall", "♦"),
 )  # fmt: skip
 
-LOOKS: dict[str, Look] = {
-    case.name: Look(color=color, marker=marker, symbol=symbol, glyph=glyph)
-    for case, color, (marker, symbol, glyph) in zip((*CASES, *PEERS), _COLORS, _MARKERS, strict=True)
-}
+# A new case is drawn like this until it is given a color of its own.
+_SPARE = Look(color=MUTED, marker="8", symbol="octagon", glyph="⯃")
+
+
+def _looks(cases: Sequence[Case], numbers: slice) -> dict[str, Look]:
+    """The looks of ``cases``, to which those of these ``numbers`` are given."""
+    given = zip(_COLORS[numbers], _MARKERS[numbers], strict=True)
+    looks = (Look(color=color, marker=marker, symbol=symbol, glyph=glyph) for color, (marker, symbol, glyph) in given)
+    return {case.name: next(looks, _SPARE) for case in cases}
+
+
+LOOKS = _looks(CASES, slice(6)) | _looks(PEERS, slice(6, None))
 
 
 def look_of(case: Case) -> Look:
