@@ -108,6 +108,11 @@ class Limits:
     added: int  # down: split-K partial sums, which the next norm adds up
     square: int  # attention's output: the same, where the reduction is no longer than the output is wide
     narrow: int = 300  # for weights of few units, whose blocks have fewer warpgroups
+    # The same four, up to how many rows of them packed weights are quicker than whatever reads plain ones.
+    packed_projected: int = 100
+    packed_swiglu: int = 150
+    packed_added: int = 150
+    packed_square: int = 150
 
 
 LIMITS = {
@@ -130,7 +135,8 @@ class PackedRow:
     """Hopper: one row times a packed matrix."""
 
     warps: int = 8  # that multiply; each takes a tile of a stage
-    shared_bytes: int = 100 * 1024  # of a block: two fit a multiprocessor, so that the next kernel's ring fills early
+    # Of a block. More than half of what a multiprocessor has: two blocks of a kernel on one would leave others idle.
+    shared_bytes: int = 150 * 1024
     blocks_a_multiprocessor: int = 1
 
 

@@ -41,6 +41,7 @@ class PackedMatrix:
     ``words``: int32 [groups, steps, 3, 32, 4], a lane's 12 words in three pieces of 16 bytes. ``exceptions``: int32
     [n], a tile after another, each ``place << 16 | bits of SCALE * weight``; a place is ``register << 6 | lane << 1 |
     half`` with registers 0 to 15 of a tile. ``starts``: int32 [tiles + 1], where each tile's exceptions begin.
+    ``plain``: the same matrix as it was, where it is kept for what is quicker with it.
     """
 
     words: Tensor
@@ -48,9 +49,15 @@ class PackedMatrix:
     starts: Tensor
     shape: tuple[int, int]
     merged: bool  # gate and up: the matrix is two of ``rows // 2``
+    plain: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.words.device
 
     @property
     def num_exceptions(self) -> int:
+        """Those of the whole matrix, also where this is a part of its rows."""
         return self.exceptions.numel()
 
     @property
@@ -59,12 +66,18 @@ class PackedMatrix:
         listed = self.exceptions.numel() + self.starts.numel() if self.num_exceptions else 0
         return 4 * (self.words.numel() + listed)
 
-    def first_rows(self, rows: int) -> PackedMatrix:
-        """The matrix's first ``rows``, on the same storage."""
-        assert not self.merged and rows <= self.shape[0], "the halves of a merged matrix are not in order"
-        groups = math.ceil(rows / GROUP)
-        starts = self.starts[: groups * self.words.shape[1] + 1]
-        return replace(self, words=self.words[:groups], starts=starts, shape=(rows, self.shape[1]))
+    def __getitem__(self, rows: slice) -> PackedMatrix:
+        """Some of its rows on the same storage; the first one begins a group, and merged matrices have none."""
+        first, end, _ = rows.indices(self.shape[0])
+        assert not self.merged and first % GROUP == 0, f"rows {first} to {end} are no groups"
+        groups, steps = slice(first // GROUP, math.ceil(end / GROUP)), self.words.shape[1]
+        return replace(
+            self,
+            words=self.words[groups],
+            starts=self.starts[groups.start * steps : groups.stop * steps + 1],
+            shape=(end - first, self.shape[1]),
+            plain=None if self.plain is None else self.plain[rows],
+        )
 
 
 def is_exception(weights: Tensor) -> Tensor:
@@ -105,7 +118,7 @@ def unpack(packed: PackedMatrix) -> Tensor:
     bits = _bits(packed.words).flatten()
     counts = packed.starts.diff()
     tile = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
-    exceptions = packed.exceptions[: tile.numel()]  # of a part of a matrix, the list is the whole one's
+    exceptions = packed.exceptions[packed.starts[0] : packed.starts[-1]]
     bits[tile * (GROUP * STEP) + (exceptions >> 16)] = exceptions & 0xFFFF
     groups, steps = packed.words.shape[:2]
     halves = bits.view(groups, steps, 16, 32, 2).to(torch.int16).view(torch.float16) / SCALE

@@ -14,7 +14,7 @@ from torch import Tensor
 from hybridgraph.kernels.attention import attend_kernel, combine_kernel, one_row_attend_kernel
 from hybridgraph.kernels.gemv import gemv_kernel
 from hybridgraph.kernels.heuristics import Blocks
-from hybridgraph.kernels.protocol import HeadNorms, Heads, Matrix, Slots
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Matrix, Slots, plain_of
 from hybridgraph.kernels.rowwise import (
     add_norm_kernel,
     embed_norm_kernel,
@@ -23,7 +23,6 @@ from hybridgraph.kernels.rowwise import (
     swiglu_kernel,
 )
 
-NOT_PACKED = "reads_packed says that these kernels do not"
 LOG2_E = math.log2(math.e)
 
 
@@ -40,7 +39,7 @@ class TritonKernels:
         has_overlap = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
         self._overlap = has_overlap if overlap is None else overlap
 
-    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+    def prepare(self, lengths: Sequence[int], qkv: Matrix, gate_up: Matrix, adding: Sequence[Matrix]) -> None:
         """Its kernels serve every length."""
 
     def embed_norm(
@@ -72,11 +71,11 @@ class TritonKernels:
         )
         return out
 
-    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
-        return self.swiglu(F.linear(rows, gate_up))
+    def linear_swiglu(self, rows: Tensor, gate_up: Matrix) -> Tensor:
+        return self.swiglu(F.linear(rows, plain_of(gate_up)))
 
-    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        torch.addmm(hidden, rows, weight.T, out=hidden)
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Matrix, norm: Tensor, eps: float) -> Tensor:
+        torch.addmm(hidden, rows, plain_of(weight).T, out=hidden)
         return self.norm(hidden, norm, eps)
 
     def add_norm(self, hidden: Tensor, partial: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -94,8 +93,8 @@ class TritonKernels:
         )
         return out
 
-    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(rows, weight, bias)[None]
+    def project(self, rows: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, plain_of(weight), bias)[None]
 
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
         splits, rows, width = qkv.shape
@@ -164,19 +163,16 @@ class TritonKernels:
     def one_row_linear(
         self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
-        assert isinstance(weight, Tensor), NOT_PACKED
         out = hidden.new_empty(1, weight.shape[0]) if out is None else out
-        self._gemv(hidden, weight, out, norm=norm, eps=eps, bias=bias)
+        self._gemv(hidden, plain_of(weight), out, norm=norm, eps=eps, bias=bias)
         return out
 
     def one_row_add(self, hidden: Tensor, row: Tensor, weight: Matrix) -> None:
-        assert isinstance(weight, Tensor), NOT_PACKED
-        self._gemv(row, weight, hidden, add=True)
+        self._gemv(row, plain_of(weight), hidden, add=True)
 
     def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Matrix) -> Tensor:
-        assert isinstance(gate_up, Tensor), NOT_PACKED
         out = hidden.new_empty(1, gate_up.shape[0] // 2)
-        self._gemv(hidden, gate_up, out, norm=norm, eps=eps, swiglu=True)
+        self._gemv(hidden, plain_of(gate_up), out, norm=norm, eps=eps, swiglu=True)
         return out
 
     def one_row_attend(

@@ -2,8 +2,7 @@
 
 Rows are positions of the prompt, row-major. Activations and weights are of the model's precision, float16 or bfloat16
 on a GPU, but for what is said to be otherwise; sums are float32. Matrices are [outputs, inputs], contiguous. What is
-called ``one_row_*`` serves decoding and the last position of a prompt, where the work is reading weights: it also takes
-packed matrices where ``reads_packed``.
+called ``one_row_*`` serves decoding and the last position of a prompt, where the work is reading weights.
 """
 
 from __future__ import annotations
@@ -17,6 +16,14 @@ from torch import Tensor
 from hybridgraph.kernels.packed import PackedMatrix
 
 Matrix = Tensor | PackedMatrix
+
+
+def plain_of(matrix: Matrix) -> Tensor:
+    """The matrix as float16 numbers in order; of a packed one, the copy that was kept."""
+    if isinstance(matrix, Tensor):
+        return matrix
+    assert matrix.plain is not None, "these kernels read plain matrices"
+    return matrix.plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +78,10 @@ class Kernels(Protocol):
 
     @property
     def reads_packed(self) -> bool:
-        """Whether ``one_row_*`` take packed matrices."""
+        """Whether packed matrices make them quicker. They take such that have no plain copy only where this is so."""
         ...
 
-    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+    def prepare(self, lengths: Sequence[int], qkv: Matrix, gate_up: Matrix, adding: Sequence[Matrix]) -> None:
         """Compile at once what prompts of ``lengths`` would have compiled one by one; raise RuntimeError if that fails.
 
         For ``project`` with weights like ``qkv``, ``linear_swiglu`` with weights like ``gate_up``, and
@@ -91,15 +98,15 @@ class Kernels(Protocol):
         """
         ...
 
-    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
+    def linear_swiglu(self, rows: Tensor, gate_up: Matrix) -> Tensor:
         """Multiply [n, k] by gate, then up, [2 * i, k]; return silu(gate) * up, [n, i]."""
         ...
 
-    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Matrix, norm: Tensor, eps: float) -> Tensor:
         """Add [n, k] times ``weight`` [m, k] to ``hidden`` [n, m] in place; return its RMSNorm by ``norm`` [m]."""
         ...
 
-    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def project(self, rows: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         """Multiply [n, k] by ``weight`` [m, k], plus ``bias`` [m]: partial sums [splits, n, m], to be added up."""
         ...
 

@@ -19,7 +19,7 @@ class ReferenceKernels:
     reads_masked = True
     reads_packed = True
 
-    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+    def prepare(self, lengths: Sequence[int], qkv: Matrix, gate_up: Matrix, adding: Sequence[Matrix]) -> None:
         """Nothing is compiled."""
 
     def embed_norm(
@@ -33,16 +33,16 @@ class ReferenceKernels:
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return weight * scaled.to(hidden.dtype)
 
-    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
-        gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
+    def linear_swiglu(self, rows: Tensor, gate_up: Matrix) -> Tensor:
+        gate, up = F.linear(rows, _unpacked(gate_up)).chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        torch.addmm(hidden, rows, weight.T, out=hidden)
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Matrix, norm: Tensor, eps: float) -> Tensor:
+        torch.addmm(hidden, rows, _unpacked(weight).T, out=hidden)
         return self.norm(hidden, norm, eps)
 
-    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(rows, weight, bias)[None]
+    def project(self, rows: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+        return F.linear(rows, _unpacked(weight), bias)[None]
 
     def rotate_store(self, qkv: Tensor, start: Tensor, heads: Heads, norms: HeadNorms, slots: Slots) -> Tensor:
         qkv = qkv.sum(0)
@@ -70,7 +70,7 @@ class ReferenceKernels:
         torch.addmm(hidden, row, _unpacked(weight).T, out=hidden)
 
     def one_row_swiglu(self, hidden: Tensor, norm: Tensor, eps: float, gate_up: Matrix) -> Tensor:
-        return self.linear_swiglu(self.norm(hidden, norm, eps), _unpacked(gate_up))
+        return self.linear_swiglu(self.norm(hidden, norm, eps), gate_up)
 
     def one_row_attend(
         self, qkv: Tensor, position: Tensor, heads: Heads, norms: HeadNorms, slots: Slots, *, store: bool

@@ -41,7 +41,7 @@ from hybridgraph.kernels.hopper.gemv import gemv_of
 from hybridgraph.kernels.hopper.kernels import MAX_WARPGROUPS, HopperKernels, split_k_gemm
 from hybridgraph.kernels.packed import pack
 from hybridgraph.kernels.portable import TritonKernels
-from hybridgraph.kernels.protocol import HeadNorms
+from hybridgraph.kernels.protocol import HeadNorms, Matrix, plain_of
 from hybridgraph.kernels.replay import Work, compared_us
 from hybridgraph.kernels.select import kernels_for
 from hybridgraph.kernels.workload import MATRICES, Workload
@@ -75,14 +75,12 @@ ATTEND_BLOCKS = (  # each for a prompt of so many tokens
     ("attend_many", 400, (AttendBlock(64, 64, 4, 3), AttendBlock(64, 64, 4, 2), AttendBlock(128, 64, 8, 3))),
 )
 PACKED_ROWS = (
-    PackedRow(8, 64 * 1024, 1),
+    PackedRow(8, 118 * 1024, 1),
     PackedRow(8, 210 * 1024, 1),
-    PackedRow(8, 64 * 1024, 2),
-    PackedRow(4, 100 * 1024, 1),
-    PackedRow(4, 50 * 1024, 2),
-    PackedRow(16, 100 * 1024, 1),
+    PackedRow(16, 150 * 1024, 1),
     PackedRow(16, 210 * 1024, 1),
 )
+ALWAYS = 10_000  # a limit that no length measured reaches
 ACTIVATION_ROWS = 300  # of what passes over activations
 
 
@@ -269,8 +267,8 @@ def _rotate_probe(work: Workload) -> Choice:
 
 def hopper_probes(work: Workload, limits: Limits) -> Iterator[Limit | Choice]:
     """Those of ``Limits``, of the custom GEMMs' tiles, and of the norm in front of one."""
-    never = Limits(projected=0, swiglu=0, added=0, square=0, narrow=0)
-    custom, cublas = HopperKernels(Limits(**dict.fromkeys(asdict(never), 10_000))), HopperKernels(never)
+    never = Limits(**dict.fromkeys(asdict(limits), 0))
+    custom, cublas = HopperKernels(Limits(**dict.fromkeys(asdict(limits), ALWAYS))), HopperKernels(never)
     for name, of, matrix, lengths in (
         ("projected", work, "qkv", range(16, 145, 16)),
         ("swiglu", work, "gate_up", range(160, 281, 8)),
@@ -288,19 +286,42 @@ def hopper_probes(work: Workload, limits: Limits) -> Iterator[Limit | Choice]:
     yield _sharing_probe(work)
     yield _parts_probe(work.like(NARROW))
     if work.dtype == torch.float16:
-        yield from (_packed_probe(work, matrix) for matrix in MATRICES)
+        yield from (_packed_row_probe(work, matrix) for matrix in MATRICES)
+        yield from _packed_limit_probes(work, limits)
 
 
-def _in_forward(work: Workload, matrix: str) -> Callable[[HopperKernels, int], Work]:
+def _packed_limit_probes(work: Workload, limits: Limits) -> Iterator[Limit]:
+    """Packed against whatever is quickest on plain weights."""
+    for name, matrix in (("projected", "qkv"), ("swiglu", "gate_up"), ("added", "down"), ("square", "out")):
+        field = f"packed_{name}"
+        packed, plain = (HopperKernels(replace(limits, **{field: most})) for most in (ALWAYS, 0))
+        run = _in_forward(work, matrix, packed=True)
+
+        def sides(
+            length: int,
+            packed: HopperKernels = packed,
+            plain: HopperKernels = plain,
+            run: Callable[[HopperKernels, int], Work] = run,
+        ) -> tuple[Work, Work]:
+            return run(packed, length), run(plain, length)
+
+        lengths = (16, 32, 48, 64, 80, 96, 112, 128, 152, 176, 200, 240)
+        yield Limit(name=field, recorded=getattr(limits, field), lengths=lengths, sides=sides)
+
+
+def _in_forward(work: Workload, matrix: str, *, packed: bool = False) -> Callable[[HopperKernels, int], Work]:
     """What the forward does with ``matrix``, up to the next one: a sum, norm or rotation is part of a GEMM's price."""
-    weights, shape, heads = work.matrices(matrix), work.shape, work.heads
+    weights: list[Matrix] = list(work.matrices(matrix))
+    if packed:
+        weights = [replace(pack(plain_of(each), merged=matrix == "gate_up"), plain=plain_of(each)) for each in weights]
+    shape, heads = work.shape, work.heads
     norm, start = work.random(shape.hidden_size), work.index(0)
 
     def run(kernels: HopperKernels, length: int) -> Work:
         rows, hidden = work.random(length, weights[0].shape[1]), work.random(length, shape.hidden_size)
         slots = work.slots(length)
 
-        def once(weight: Tensor) -> object:
+        def once(weight: Matrix) -> object:
             if matrix == "qkv":
                 return kernels.rotate_store(kernels.project(rows, weight, None), start, heads, HeadNorms(), slots)
             if matrix == "gate_up":
@@ -363,7 +384,7 @@ def _parts_probe(work: Workload) -> Choice:
     return Choice(name="ENOUGH_PARTS", recorded=ENOUGH_PARTS, candidates={parts: split(parts) for parts in (2, 4, 6)})
 
 
-def _packed_probe(work: Workload, matrix: str) -> Choice:
+def _packed_row_probe(work: Workload, matrix: str) -> Choice:
     matrices = [pack(weight, merged=matrix == "gate_up") for weight in work.matrices(matrix)]
     norm = None if matrix in ("out", "down") else work.random(matrices[0].shape[1])
     row, out = work.random(1, matrices[0].shape[1]), work.random(1, work.matrix_shape(matrix)[0])

@@ -20,7 +20,7 @@ from hybridgraph.engine.compilers import require_triton_compiles
 from hybridgraph.engine.forward.protocol import KVCache
 from hybridgraph.engine.forward.weights import LayerWeights, merge_weights, pack_weights, why_not_packed
 from hybridgraph.errors import UserError
-from hybridgraph.kernels.protocol import Kernels, Matrix, Slots
+from hybridgraph.kernels.protocol import Kernels, Slots
 from hybridgraph.kernels.select import kernels_for
 
 WEIGHTS = ("plain", "packed", "auto")  # auto: packed where that is possible and pays
@@ -132,25 +132,17 @@ class FusedForward:
 
     def _one_row_project(self, layer: LayerWeights, row: Tensor, width: int) -> Tensor:
         bias = None if layer.qkv_bias is None else layer.qkv_bias[:width]
-        return self._kernels.one_row_linear(
-            row, layer.input_norm, self._weights.eps, first_rows(layer.one_row.qkv, width), bias
-        )
+        return self._kernels.one_row_linear(row, layer.input_norm, self._weights.eps, layer.qkv[:width], bias)
 
     def _one_row(
         self, layer: LayerWeights, row: Tensor, qkv: Tensor, position: Tensor, slots: Slots, *, store: bool
     ) -> None:
-        kernels, one_row = self._kernels, layer.one_row
+        kernels = self._kernels
         attended = kernels.one_row_attend(qkv, position, self._heads, layer.head_norms, slots, store=store)
-        kernels.one_row_add(row, attended, one_row.out)
-        gated = kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, one_row.gate_up)
-        kernels.one_row_add(row, gated, one_row.down)
+        kernels.one_row_add(row, attended, layer.out)
+        gated = kernels.one_row_swiglu(row, layer.mlp_norm, self._weights.eps, layer.gate_up)
+        kernels.one_row_add(row, gated, layer.down)
 
     def _project_out(self, row: Tensor, logits: Tensor) -> None:
         weights = self._weights
-        head = weights.head if weights.packed_head is None else weights.packed_head
-        self._kernels.one_row_linear(row, weights.final_norm, weights.eps, head, None, out=logits[None])
-
-
-def first_rows(matrix: Matrix, rows: int) -> Matrix:
-    """The first ``rows`` of a matrix, on its storage."""
-    return matrix[:rows] if isinstance(matrix, Tensor) else matrix.first_rows(rows)
+        self._kernels.one_row_linear(row, weights.final_norm, weights.eps, weights.head, None, out=logits[None])

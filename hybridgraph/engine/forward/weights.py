@@ -19,40 +19,24 @@ from transformers import PreTrainedModel
 from hybridgraph.engine.forward.hf import length_dependent_rope
 from hybridgraph.errors import UserError
 from hybridgraph.kernels.heuristics import MOST_EXCEPTIONS
-from hybridgraph.kernels.packed import PackedMatrix, count_exceptions, pack
-from hybridgraph.kernels.protocol import HeadNorms, Heads
+from hybridgraph.kernels.packed import GROUP, PackedMatrix, count_exceptions, pack
+from hybridgraph.kernels.protocol import HeadNorms, Heads, Matrix, plain_of
 
 COVERED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedLayer:
-    """One decoder layer's matrices, packed."""
-
-    qkv: PackedMatrix
-    out: PackedMatrix
-    gate_up: PackedMatrix
-    down: PackedMatrix
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """One decoder layer. Matrices are [outputs, inputs], as nn.Linear keeps them."""
+    """One decoder layer. Matrices are [outputs, inputs], as nn.Linear keeps them, or packed of such."""
 
     input_norm: Tensor
-    qkv: Tensor  # rows: queries, keys, values
+    qkv: Matrix  # rows: queries, keys, values
     qkv_bias: Tensor | None
     head_norms: HeadNorms
-    out: Tensor
+    out: Matrix
     mlp_norm: Tensor
-    gate_up: Tensor  # rows: gate, up
-    down: Tensor
-    packed: PackedLayer | None = None
-
-    @property
-    def one_row(self) -> PackedLayer | LayerWeights:
-        """What a single row is multiplied by: packed where there is that, since reading weights sets its pace."""
-        return self.packed or self
+    gate_up: Matrix  # rows: gate, up
+    down: Matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +46,16 @@ class ModelWeights:
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
-    head: Tensor  # the embedding's own storage where they are tied
+    head: Matrix  # the embedding's own storage where they are tied
     heads: Heads
     eps: float
     inv_freq: Tensor  # float32 [head_dim / 2]
     rope_scale: float  # of cosines and sines
     window: int | None  # attention reaches this far back; None: to the beginning
-    packed_head: PackedMatrix | None = None
 
     @property
-    def matrices(self) -> Iterator[Tensor]:
-        """All that a single row is multiplied by."""
+    def matrices(self) -> Iterator[Matrix]:
+        """All that activations are multiplied by."""
         for layer in self.layers:
             yield from (layer.qkv, layer.out, layer.gate_up, layer.down)
         yield self.head
@@ -107,7 +90,9 @@ def why_not_packed(weights: ModelWeights) -> str | None:
     """Why packing would not pay or not be possible, with the count of what does not fit; None where it pays."""
     if weights.embedding.dtype != torch.float16:
         return f"weights of {str(weights.embedding.dtype).removeprefix('torch.')} are not packed, float16 ones are"
-    counts = [(count_exceptions(matrix), matrix.numel()) for matrix in weights.matrices]
+    if weights.heads.query_width % GROUP or any(matrix.shape[1] % 8 for matrix in weights.matrices):
+        return f"queries of {weights.heads.query_width} and hidden sizes that are no multiples of {GROUP} and 8"
+    counts = [(count_exceptions(matrix), matrix.numel()) for matrix in map(plain_of, weights.matrices)]
     exceptions, total = (sum(column) for column in zip(*counts, strict=True))
     if exceptions > MOST_EXCEPTIONS * total:
         return f"{exceptions:,} of {total:,} weights do not fit twelve bits: they are not what was released in bfloat16"
@@ -115,18 +100,20 @@ def why_not_packed(weights: ModelWeights) -> str | None:
 
 
 def pack_weights(weights: ModelWeights) -> ModelWeights:
-    """``weights`` with packed matrices beside them, made one after another; raises UserError where one cannot be."""
+    """``weights`` with every matrix packed, one after another, and kept; raises UserError where one cannot be."""
     try:
-        layers = tuple(replace(layer, packed=_packed(layer)) for layer in weights.layers)
-        return replace(weights, layers=layers, packed_head=pack(weights.head))
+        return replace(weights, layers=tuple(map(_pack_layer, weights.layers)), head=_pack(weights.head))
     except ValueError as error:
         raise UserError(f"--weights packed: {error}") from None
 
 
-def _packed(layer: LayerWeights) -> PackedLayer:
-    return PackedLayer(
-        qkv=pack(layer.qkv), out=pack(layer.out), gate_up=pack(layer.gate_up, merged=True), down=pack(layer.down)
-    )
+def _pack_layer(layer: LayerWeights) -> LayerWeights:
+    gate_up = _pack(layer.gate_up, merged=True)
+    return replace(layer, qkv=_pack(layer.qkv), out=_pack(layer.out), gate_up=gate_up, down=_pack(layer.down))
+
+
+def _pack(matrix: Matrix, *, merged: bool = False) -> PackedMatrix:
+    return replace(pack(plain_of(matrix), merged=merged), plain=plain_of(matrix))
 
 
 def _merge_layer(layer: nn.Module) -> LayerWeights:
@@ -144,7 +131,7 @@ def _merge_layer(layer: nn.Module) -> LayerWeights:
         gate_up=_merge([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
     )
-    if weights.qkv.is_cuda:
+    if weights.qkv.device.type == "cuda":
         torch.cuda.empty_cache()  # the parts' blocks are too small for the next merged matrix
     return weights
 

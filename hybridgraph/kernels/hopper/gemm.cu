@@ -4,8 +4,11 @@
 // prompt's tokens, padded to a multiple of 8 only, lie across. A block computes WARPGROUPS units for all TOKENS
 // tokens over its share of the reduction (blockIdx.y); one more warpgroup feeds it through a ring of STAGES buffers.
 //
-// Which 64 rows make a unit, and their order, the weights' tensor map decides: so that the two rows of which a thread
-// holds the sums are gate and up of one column where these are merged, and neighbours elsewhere.
+// Which 64 rows make a unit, and their order, the weights' tensor map or their packing decides: so that the two rows of
+// which a thread holds the sums are gate and up of one column where these are merged, and neighbours elsewhere.
+//
+// Packed weights (kernels/packed.py) go through a thread's registers, where they are unpacked while the tensor cores
+// multiply those of the stage before.
 //
 // CLUSTER blocks share their loads of the tokens: each loads a part for all of them. Without that the traffic from
 // the L2 cache, not memory or the tensor cores, sets the pace.
@@ -13,15 +16,58 @@
 // Compiled by NVRTC for one shape (gemm.py), which defines the names in capitals, and wgmma<>() for ACROSS tokens and
 // for what is left of TOKENS behind a multiple of ACROSS.
 
-#include "ptx.cuh"
+#include "packed.cuh"
 
 constexpr int ROW_BYTES = 2 * BLOCK_K;  // of a stage: 128, the row of a swizzled tile
-constexpr int UNIT_BYTES = 64 * ROW_BYTES;
 constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;  // one block's part of the tokens
 // Where an even share of the multiprocessor's registers cannot hold a thread's sums, and 28 more, the producer gives some.
 constexpr int EVEN_SHARE = 512 / (WARPGROUPS + 1) / 8 * 8;  // registers of a thread, given out in eights
-constexpr bool UNEVEN_SHARES = TOKENS / 2 + 28 > EVEN_SHARE;
+constexpr bool UNEVEN_SHARES = TOKENS / 2 + (PACKED ? 72 : 28) > EVEN_SHARE;  // packed: and two stages' fragments
 constexpr int PRODUCER_SHARE = 32, CONSUMER_SHARE = (EVEN_SHARE * (WARPGROUPS + 1) - PRODUCER_SHARE) / WARPGROUPS / 8 * 8;
+
+// 64 rows of weights by 64 columns: where they are, and how they get into a stage.
+struct PlainUnits {
+    static constexpr int BYTES = 64 * ROW_BYTES;
+    TensorMap map;
+
+    __device__ void copy(u32 target, u32 barrier, int step, int unit) const {
+        copy_box_4d(target, map, barrier, step * BLOCK_K, 4 * unit);
+    }
+};
+
+struct PackedUnits {
+    static constexpr int BYTES = 4 * TILE_BYTES;
+    const u32* words;
+    const int* starts;  // of each tile's exceptions
+    const u32* exceptions;
+    int steps, units;
+
+    __device__ void copy(u32 target, u32 barrier, int step, int unit) const {
+        const int first = 4 * min(unit, units - 1);  // a block's last units may lie behind the matrix: nobody's sums
+#pragma unroll
+        for (int group = 0; group < 4; group++)
+            copy_bytes(target + group * TILE_BYTES, words + tile(first + group, step) * (TILE_BYTES / 4), TILE_BYTES, barrier);
+    }
+
+    __device__ long long tile(int group, int step) const { return (long long)group * steps + step; }
+
+    __device__ Exceptions exceptions_of(int group, int step) const {
+        const long long at = tile(min(group, 4 * units - 1), step);
+        const int first = __ldg(starts + at);
+        return {exceptions + first, __ldg(starts + at + 1) - first};
+    }
+};
+
+template <bool packed>
+struct UnitsOf {
+    using type = PlainUnits;
+};
+template <>
+struct UnitsOf<true> {
+    using type = PackedUnits;
+};
+using Units = UnitsOf<PACKED>::type;
+constexpr int UNIT_BYTES = Units::BYTES;
 
 struct Ring {
     u32 tiles, full, empty;  // shared addresses; full and empty: one barrier a stage
@@ -33,7 +79,8 @@ struct Ring {
 // One thread feeds the ring: weights are on their way before the kernels in front have ended, tokens after that.
 struct Producer {
     const Ring& ring;
-    const TensorMap &weights, &tokens;
+    const Units& weights;
+    const TensorMap& tokens;
     int first_step, steps;
 
     __device__ void load_units(int step) const {
@@ -41,9 +88,9 @@ struct Producer {
         expect_bytes(ring.full + 8 * stage, STAGE_BYTES);
 #pragma unroll
         for (int u = 0; u < WARPGROUPS; u++)
-            copy_box_4d(
-                ring.units(stage) + u * UNIT_BYTES, weights, ring.full + 8 * stage, (first_step + step) * BLOCK_K,
-                4 * (blockIdx.x * WARPGROUPS + u));
+            weights.copy(
+                ring.units(stage) + u * UNIT_BYTES, ring.full + 8 * stage, first_step + step,
+                blockIdx.x * WARPGROUPS + u);
     }
 
     __device__ void load_tokens(int step) const {
@@ -69,8 +116,10 @@ struct Producer {
     }
 };
 
-// A unit's sums over 16 columns, whose rows of 128 bytes a descriptor counts in steps of 16.
-__device__ __forceinline__ void multiply(float (&sums)[TOKENS / 2], u64 unit, u64 tokens, int accumulate) {
+// A unit's sums over 16 columns. `unit`: its descriptor, or this thread's fragment. Rows of tokens have 128 bytes, which
+// a descriptor counts in steps of 16.
+template <typename Unit>
+__device__ __forceinline__ void multiply(float (&sums)[TOKENS / 2], Unit unit, u64 tokens, int accumulate) {
     constexpr int WHOLE = TOKENS / ACROSS * ACROSS;
 #pragma unroll
     for (int first = 0; first < WHOLE; first += ACROSS)
@@ -80,22 +129,54 @@ __device__ __forceinline__ void multiply(float (&sums)[TOKENS / 2], u64 unit, u6
 }
 
 // One warpgroup: its unit's sums over `steps` stages.
-__device__ __forceinline__ void mainloop(float (&sums)[TOKENS / 2], const Ring& ring, int warpgroup, int steps) {
-    for (int step = 0; step < steps; step++) {
-        const int stage = step % STAGES;
-        wait_for_phase(ring.full + 8 * stage, step / STAGES % 2);
-        const u64 a = descriptor(ring.units(stage) + warpgroup * UNIT_BYTES), b = descriptor(ring.tokens(stage));
+template <typename Weights>
+struct Consumer {
+    const Ring& ring;
+    const Weights& weights;
+    int warpgroup, first_step, steps;
+
+    __device__ __forceinline__ void run(float (&sums)[TOKENS / 2]) const {
+        if constexpr (PACKED) {
+            Fragments even, odd;  // the tensor cores still read one stage's while the next one's are unpacked
+            for (int step = 0; step < steps / 2 * 2; step += 2) {
+                multiply_packed(sums, even, step);
+                multiply_packed(sums, odd, step + 1);
+            }
+            if (steps % 2) multiply_packed(sums, even, steps - 1);
+        } else {
+            for (int step = 0; step < steps; step++) {
+                wait_for_phase(ring.full + 8 * (step % STAGES), step / STAGES % 2);
+                const u64 unit = descriptor(ring.units(step % STAGES) + warpgroup * UNIT_BYTES);
+                multiply_stage(sums, step, [&](int k) { return unit + 2 * k; });
+            }
+        }
+        wgmma_wait<0>();
+    }
+
+    __device__ __forceinline__ void multiply_packed(float (&sums)[TOKENS / 2], Fragments& fragments, int step) const {
+        const int warp = threadIdx.x / 32 % 4, group = 4 * (blockIdx.x * WARPGROUPS + warpgroup) + warp;
+        Exceptions exceptions;
+        if constexpr (EXCEPTIONS) exceptions = weights.exceptions_of(group, first_step + step);
+        wait_for_phase(ring.full + 8 * (step % STAGES), step / STAGES % 2);
+        fragments = load_tile(ring.units(step % STAGES) + warpgroup * UNIT_BYTES + warp * TILE_BYTES);
+        if constexpr (EXCEPTIONS) patch(fragments, exceptions);
+        multiply_stage(sums, step, [&](int k) { return fragments.of + 4 * k; });
+    }
+
+    // `unit(k)`: the weights' 16 columns k, as multiply() takes them.
+    template <typename UnitOf>
+    __device__ __forceinline__ void multiply_stage(float (&sums)[TOKENS / 2], int step, UnitOf unit) const {
+        const u64 tokens = descriptor(ring.tokens(step % STAGES));
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < BLOCK_K / 16; k++) multiply(sums, a + 2 * k, b + 2 * k, step + k > 0);
+        for (int k = 0; k < BLOCK_K / 16; k++) multiply(sums, unit(k), tokens + 2 * k, step + k > 0);
         wgmma_commit();
         wgmma_wait<1>();
         // The stage before has been read: tell every block that writes into it.
         const int index = threadIdx.x % 128;
         if (step > 0 && index < CLUSTER) arrive_at(ring.empty + 8 * ((step - 1) % STAGES), index);
     }
-    wgmma_wait<0>();
-}
+};
 
 // An 8 x 8 block as wgmma leaves it (a thread has one weight row and two tokens), written token by token.
 __device__ __forceinline__ void store_block(u16* target, int stride, int tokens_left, float first, float second) {
@@ -139,8 +220,8 @@ struct Epilogue {
 };
 
 extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) gemm(
-    const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap tokens, u16* out, int num_tokens,
-    int width, int num_steps) {
+    const __grid_constant__ Units weights, const __grid_constant__ TensorMap tokens, u16* out, int num_tokens, int width,
+    int num_steps) {
     extern __shared__ unsigned char memory[];
     __shared__ u64 barriers[2 * STAGES];
     const Ring ring{
@@ -168,7 +249,10 @@ extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) gemm(
     } else {
         if constexpr (UNEVEN_SHARES) take_registers<CONSUMER_SHARE>();
         float sums[TOKENS / 2];
-        mainloop(sums, ring, warpgroup, steps);
+        Consumer<Units>{ring, weights, warpgroup, first_step, steps}.run(sums);
+        if constexpr (PACKED)
+#pragma unroll
+            for (int i = 0; i < TOKENS / 2; i++) sums[i] *= UNSCALED;
         cluster_arrive();  // before the epilogue: to say so only behind it would wait for what it stores
         wait_for_kernels_in_front();  // they may still read what the epilogue overwrites
         const Epilogue epilogue{out, num_tokens, width};

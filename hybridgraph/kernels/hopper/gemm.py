@@ -15,6 +15,8 @@ from torch import Tensor
 from hybridgraph.kernels.heuristics import COARSE_TOKENS, MAX_STAGES, MOST_ACROSS, SHARING_TOKENS
 from hybridgraph.kernels.hopper import nvrtc
 from hybridgraph.kernels.hopper.nvrtc import Launch, Program, check
+from hybridgraph.kernels.packed import GROUP, TILE_BYTES
+from hybridgraph.kernels.protocol import Matrix
 
 Epilogue = Literal["store_swiglu", "store_partial"]
 
@@ -31,6 +33,8 @@ class Tile:
     warpgroups: int  # units of 64 weight rows
     tokens: int  # a multiple of 8; all of a prompt's
     cluster: int  # divides the blocks of a split
+    packed: bool = False  # the weights
+    exceptions: bool = False  # are among them
 
     @property
     def box_tokens(self) -> int:
@@ -39,7 +43,8 @@ class Tile:
 
     @property
     def stage_bytes(self) -> int:
-        return (self.warpgroups * UNIT + self.cluster * self.box_tokens) * BLOCK_K * 2
+        unit_bytes = UNIT // GROUP * TILE_BYTES if self.packed else UNIT * BLOCK_K * 2
+        return self.warpgroups * unit_bytes + self.cluster * self.box_tokens * BLOCK_K * 2
 
     @property
     def stages(self) -> int:
@@ -50,11 +55,11 @@ class Tile:
         return self.stages * self.stage_bytes + 1024
 
 
-def tile_for(num_tokens: int, warpgroups: int) -> Tile:
+def tile_for(num_tokens: int, warpgroups: int, *, packed: bool = False, exceptions: bool = False) -> Tile:
     """The tile of blocks of ``warpgroups`` that compute all of ``num_tokens``."""
     step = 16 if num_tokens <= COARSE_TOKENS else 8
     tokens = math.ceil(num_tokens / step) * step
-    return Tile(warpgroups, tokens, 2 if tokens >= SHARING_TOKENS else 1)
+    return Tile(warpgroups, tokens, 2 if tokens >= SHARING_TOKENS else 1, packed, exceptions)
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,14 @@ class Gemm:
     tile: Tile
     splits: int = 1
 
-    def __call__(self, rows: Tensor, weight: Tensor, out: Tensor, *, overlap: bool) -> None:
+    def __call__(self, rows: Tensor, weight: Matrix, out: Tensor, *, overlap: bool) -> None:
         """Launch on the current stream, ``overlap``: before the kernel in front has ended. Raises RuntimeError."""
         tile = self.tile
         num_tokens, columns = rows.shape
         blocks = math.ceil(math.ceil(weight.shape[0] / UNIT) / tile.warpgroups)
         box = (BLOCK_K, tile.box_tokens)
         arguments = (
-            (_weight_map(weight.data_ptr(), weight.shape, weight.dtype, self.epilogue == "store_swiglu"), None),
+            (self._units_of(weight), None),
             (_tensor_map(rows.data_ptr(), rows.dtype, (columns, num_tokens), (rows.stride(0),), box), None),
             (out.data_ptr(), ctypes.c_void_p),
             (num_tokens, ctypes.c_int),
@@ -92,6 +97,22 @@ class Gemm:
         )
         nvrtc.launch(program_of(self.epilogue, tile, rows.dtype), how, rows.device, *arguments)
 
+    def _units_of(self, weight: Matrix) -> Any:
+        """``struct PlainUnits`` or ``PackedUnits`` of the source."""
+        if isinstance(weight, Tensor):
+            return _weight_map(weight.data_ptr(), weight.shape, weight.dtype, self.epilogue == "store_swiglu")
+        groups, steps = weight.words.shape[:2]
+        pointers = (tensor.data_ptr() for tensor in (weight.words, weight.starts, weight.exceptions))
+        return _PackedUnits(*pointers, steps, groups * GROUP // UNIT)
+
+
+class _PackedUnits(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("words", "starts", "exceptions")),
+        ("steps", ctypes.c_int),
+        ("units", ctypes.c_int),
+    )
+
 
 def compile_together(gemms: Iterable[Gemm], dtype: torch.dtype) -> None:
     """Compile what is not on disk yet, on every core; raises RuntimeError for what does not compile."""
@@ -106,6 +127,8 @@ def program_of(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> Program:
         "ELEMENT": ELEMENTS[dtype],
         "TOKENS": tile.tokens,
         "ACROSS": _across(tile.tokens),
+        "PACKED": str(tile.packed).lower(),
+        "EXCEPTIONS": str(tile.exceptions).lower(),
         "WARPGROUPS": tile.warpgroups,
         "STAGES": tile.stages,
         "CLUSTER": tile.cluster,
@@ -115,7 +138,7 @@ def program_of(epilogue: Epilogue, tile: Tile, dtype: torch.dtype) -> Program:
     }
     defined = "\n".join(f"#define {name} {value}" for name, value in sizes.items())
     counts = {min(_across(tile.tokens), tile.tokens - first) for first in range(0, tile.tokens, _across(tile.tokens))}
-    instructions = "\n".join(map(_wgmma, sorted(counts)))
+    instructions = "\n".join(_wgmma(count, tile.packed) for count in sorted(counts))
     return Program("gemm.cu", f'{defined}\n#include "ptx.cuh"\n{instructions}', "gemm")
 
 
@@ -124,12 +147,14 @@ def _across(tokens: int) -> int:
     return math.ceil(tokens / 8 / math.ceil(tokens / MOST_ACROSS)) * 8
 
 
-def _wgmma(count: int) -> str:
-    """The instance of ``WGMMA`` for ``count`` tokens, of which a thread holds ``count / 2`` sums."""
-    sums = count // 2
-    places = ", ".join(f"%{i}" for i in range(sums))
+def _wgmma(count: int, packed: bool) -> str:
+    """The instruction for ``count`` tokens, of which a thread holds ``count / 2`` sums: its places and operands."""
+    sums, fragment = count // 2, 4 if packed else 1
+    places = [f"%{i}" for i in range(sums + fragment + 2)]
     operands = ", ".join(f'"+f"(sums[{i}])' for i in range(sums))
-    return f'WGMMA({count}, "{places}", "%{sums}", "%{sums + 1}", "%{sums + 2}", {operands})'
+    listed = (", ".join(places[:sums]), ", ".join(places[sums:-2]), places[-2], places[-1])
+    texts = ", ".join(f'"{text}"' for text in listed)
+    return f"{'WGMMA_FRAGMENT' if packed else 'WGMMA'}({count}, {texts}, {operands})"
 
 
 @lru_cache(maxsize=1024)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hybridgraph.kernels.heuristics import ENOUGH_PARTS, Blocks, Limits
 from hybridgraph.kernels.hopper.gemm import UNIT, Gemm, compile_together, tile_for
 from hybridgraph.kernels.hopper.gemv import gemv_of
 from hybridgraph.kernels.hopper.nvrtc import multiprocessors
+from hybridgraph.kernels.packed import PackedMatrix
 from hybridgraph.kernels.portable import TritonKernels
 from hybridgraph.kernels.protocol import Matrix
 
@@ -32,31 +34,32 @@ class HopperKernels(TritonKernels):
         super().__init__(blocks)
         self._limits = limits
 
-    def prepare(self, lengths: Sequence[int], qkv: Tensor, gate_up: Tensor, adding: Sequence[Tensor]) -> None:
+    def prepare(self, lengths: Sequence[int], qkv: Matrix, gate_up: Matrix, adding: Sequence[Matrix]) -> None:
         wanted = [self._projected(length, qkv) for length in lengths]
         wanted += [self._swiglu(length, gate_up) for length in lengths]
         wanted += [self._added(length, weight) for weight in adding for length in lengths]
-        compile_together({gemm for gemm in wanted if gemm is not None}, gate_up.dtype)
+        compile_together({gemm for gemm, _ in filter(None, wanted)}, dtype_of(gate_up))
 
-    def project(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        gemm = self._projected(rows.shape[0], weight)
-        if gemm is None or bias is not None:
+    def project(self, rows: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+        custom = self._projected(rows.shape[0], weight)
+        if custom is None or bias is not None:
             return super().project(rows, weight, bias)
-        return self._sums(gemm, rows, weight)
+        return self._sums(*custom, rows)
 
-    def linear_swiglu(self, rows: Tensor, gate_up: Tensor) -> Tensor:
-        gemm = self._swiglu(rows.shape[0], gate_up)
-        if gemm is None:
+    def linear_swiglu(self, rows: Tensor, gate_up: Matrix) -> Tensor:
+        custom = self._swiglu(rows.shape[0], gate_up)
+        if custom is None:
             return super().linear_swiglu(rows, gate_up)
+        gemm, weight = custom
         out = rows.new_empty(rows.shape[0], gate_up.shape[0] // 2)
-        gemm(rows, gate_up, out, overlap=self._overlap)
+        gemm(rows, weight, out, overlap=self._overlap)
         return out
 
-    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-        gemm = self._added(rows.shape[0], weight)
-        if gemm is None:
+    def linear_add_norm(self, hidden: Tensor, rows: Tensor, weight: Matrix, norm: Tensor, eps: float) -> Tensor:
+        custom = self._added(rows.shape[0], weight)
+        if custom is None:
             return super().linear_add_norm(hidden, rows, weight, norm, eps)
-        return self.add_norm(hidden, self._sums(gemm, rows, weight), norm, eps)
+        return self.add_norm(hidden, self._sums(*custom, rows), norm, eps)
 
     def one_row_linear(
         self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: Tensor | None = None
@@ -81,35 +84,60 @@ class HopperKernels(TritonKernels):
         gemv_of(gate_up, norm=True)(hidden, gate_up, out, norm=norm, eps=eps, overlap=self._overlap)
         return out
 
-    def _sums(self, gemm: Gemm, rows: Tensor, weight: Tensor) -> Tensor:
+    def _sums(self, gemm: Gemm, weight: Matrix, rows: Tensor) -> Tensor:
         out = rows.new_empty(gemm.splits, rows.shape[0], weight.shape[0])
         gemm(rows, weight, out, overlap=self._overlap)
         return out
 
-    def _projected(self, num_rows: int, qkv: Tensor) -> Gemm | None:
-        """Our GEMM for this shape, or None where cuBLAS serves it."""
-        if num_rows > self._limits.projected:
-            return None
-        return split_k_gemm(num_rows, qkv, most_warpgroups=3, narrow=self._limits.narrow)
+    # Each of these: our GEMM for so many rows, and which of the weight's forms it reads; or None where cuBLAS serves.
 
-    def _swiglu(self, num_rows: int, gate_up: Tensor) -> Gemm | None:
-        """Our GEMM for this shape, or None where cuBLAS serves it."""
+    def _projected(self, num_rows: int, qkv: Matrix) -> tuple[Gemm, Matrix] | None:
+        qkv = read_form(qkv, num_rows <= self._limits.packed_projected)
+        if num_rows > self._limits.projected and isinstance(qkv, Tensor):
+            return None
+        return self._split_k(num_rows, qkv, most_warpgroups=3)
+
+    def _swiglu(self, num_rows: int, gate_up: Matrix) -> tuple[Gemm, Matrix] | None:
+        gate_up = read_form(gate_up, num_rows <= self._limits.packed_swiglu)
         warpgroups = math.ceil(gate_up.shape[0] / UNIT / multiprocessors(gate_up.device))
-        if num_rows > self._limits.swiglu or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
+        too_many = num_rows > self._limits.swiglu and isinstance(gate_up, Tensor)
+        if too_many or warpgroups > MAX_WARPGROUPS or not fits(gate_up):
             return None
-        return Gemm("store_swiglu", tile_for(num_rows, warpgroups))
+        return Gemm("store_swiglu", tile_for(num_rows, warpgroups, **kind_of(gate_up))), gate_up
 
-    def _added(self, num_rows: int, weight: Tensor) -> Gemm | None:
-        """Our GEMM for this shape, or None where cuBLAS serves it."""
-        width, inner = weight.shape
-        most = self._limits.added if inner > width else self._limits.square
-        if num_rows > most:
+    def _added(self, num_rows: int, weight: Matrix) -> tuple[Gemm, Matrix] | None:
+        limits = self._limits
+        is_long = weight.shape[1] > weight.shape[0]
+        weight = read_form(weight, num_rows <= (limits.packed_added if is_long else limits.packed_square))
+        if num_rows > (limits.added if is_long else limits.square) and isinstance(weight, Tensor):
             return None
-        return split_k_gemm(num_rows, weight, most_warpgroups=2, narrow=self._limits.narrow)
+        return self._split_k(num_rows, weight, most_warpgroups=2)
+
+    def _split_k(self, num_rows: int, weight: Matrix, most_warpgroups: int) -> tuple[Gemm, Matrix] | None:
+        gemm = split_k_gemm(num_rows, weight, most_warpgroups=most_warpgroups, narrow=self._limits.narrow)
+        return None if gemm is None else (gemm, weight)
+
+
+def read_form(weight: Matrix, packed: bool) -> Matrix:
+    """The packed form of ``weight`` where it has one and that is wanted or all there is, else the plain one."""
+    if isinstance(weight, Tensor) or packed or weight.plain is None:
+        return weight
+    return weight.plain
+
+
+def kind_of(weight: Matrix) -> dict[str, bool]:
+    """What a tile of it is compiled for."""
+    if isinstance(weight, Tensor):
+        return {"packed": False, "exceptions": False}
+    return {"packed": True, "exceptions": weight.num_exceptions > 0}
+
+
+def dtype_of(weight: Matrix) -> torch.dtype:
+    return weight.dtype if isinstance(weight, Tensor) else torch.float16
 
 
 def split_k_gemm(
-    num_rows: int, weight: Tensor, *, most_warpgroups: int, narrow: int, enough_parts: int = ENOUGH_PARTS
+    num_rows: int, weight: Matrix, *, most_warpgroups: int, narrow: int, enough_parts: int = ENOUGH_PARTS
 ) -> Gemm | None:
     """A GEMM whose reduction is split so that its blocks fill the chip once, or None where cuBLAS serves it.
 
@@ -123,13 +151,13 @@ def split_k_gemm(
     warpgroups = next(narrower, most_warpgroups)
     if not fits(weight) or (warpgroups < most_warpgroups and num_rows > narrow):
         return None
-    tile = tile_for(num_rows, warpgroups)
+    tile = tile_for(num_rows, warpgroups, **kind_of(weight))
     blocks = math.ceil(math.ceil(units / warpgroups) / tile.cluster) * tile.cluster
     splits = min(room // blocks, most_parts)
     return Gemm("store_partial", tile, splits) if splits > 1 else None
 
 
-def fits(weight: Tensor) -> bool:
-    """Whether tensor maps can describe units of it."""
+def fits(weight: Matrix) -> bool:
+    """Whether it consists of whole units, which tensor maps can describe where it is plain."""
     rows, columns = weight.shape
-    return rows % UNIT == 0 and columns % 8 == 0 and weight.is_contiguous()
+    return rows % UNIT == 0 and columns % 8 == 0 and (isinstance(weight, PackedMatrix) or weight.is_contiguous())

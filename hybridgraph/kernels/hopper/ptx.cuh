@@ -136,13 +136,15 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-// Sums of 64 weight rows times COUNT tokens over 16 columns, added to `sums` where `accumulate`; both operands are
-// descriptors of tiles in shared memory.
+// Sums of 64 weight rows times COUNT tokens over 16 columns, added to `sums` where `accumulate`. Tokens are a
+// descriptor of a tile in shared memory; so are the weights, or a thread holds their fragment, four registers.
 template <int COUNT>
 __device__ void wgmma(float* sums, u64 weights, u64 tokens, int accumulate);
+template <int COUNT>
+__device__ void wgmma(float* sums, const u32* weights, u64 tokens, int accumulate);
 
-// Defines wgmma<COUNT>(). The preprocessor cannot count, so the includer spells out what hangs on COUNT: the
-// sums' places "%0, %1, …", the three places behind them, and the sums as operands "+f"(sums[0]), …
+// Each defines one wgmma<COUNT>(). The preprocessor cannot count, so the includer spells out what hangs on COUNT: the
+// sums' places "%0, %1, …", the places behind them, and the sums as operands "+f"(sums[0]), …
 #define WGMMA(COUNT, SUMS, WEIGHTS, TOKENS_, ACCUMULATE, ...)                                                          \
     template <>                                                                                                        \
     __device__ __forceinline__ void wgmma<COUNT>(float* sums, u64 weights, u64 tokens, int accumulate) {               \
@@ -151,6 +153,17 @@ __device__ void wgmma(float* sums, u64 weights, u64 tokens, int accumulate);
                      " {" SUMS "}, " WEIGHTS ", " TOKENS_ ", p, 1, 1, 0, 0;}"                                          \
                      : __VA_ARGS__                                                                                     \
                      : "l"(weights), "l"(tokens), "r"(accumulate));                                                    \
+    }
+
+#define WGMMA_FRAGMENT(COUNT, SUMS, WEIGHTS, TOKENS_, ACCUMULATE, ...)                                                 \
+    template <>                                                                                                        \
+    __device__ __forceinline__ void wgmma<COUNT>(float* sums, const u32* weights, u64 tokens, int accumulate) {        \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, " ACCUMULATE ", 0;\n"                                              \
+                     "wgmma.mma_async.sync.aligned.m64n" TEXT(COUNT) "k16.f32." TEXT(ELEMENT) "." TEXT(ELEMENT)        \
+                     " {" SUMS "}, {" WEIGHTS "}, " TOKENS_ ", p, 1, 1, 0;}"                                           \
+                     : __VA_ARGS__                                                                                     \
+                     : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(tokens),                \
+                       "r"(accumulate));                                                                               \
     }
 
 // --- elements ------------------------------------------------------------------------------------
