@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hybridgraph.engine.forward.fused import FusedForward
+from hybridgraph.engine.forward.fused import WEIGHTS, FusedForward
 from hybridgraph.models.loading import load_model
 
 pytestmark = pytest.mark.gpu
@@ -58,8 +58,17 @@ def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedM
         full = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
     for parameter in half.parameters():
         parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1 if parameter.dim() == 1 else 0.03)
+        parameter.copy_(parameter.bfloat16())  # as released models are, so that they can be packed
     full.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
     return half, full
+
+
+@pytest.fixture(params=WEIGHTS[:2])
+def opened(request: pytest.FixtureRequest, models: tuple[PreTrainedModel, PreTrainedModel]) -> FusedForward:
+    """The fused forward over the half-precision weights, plain and packed."""
+    if request.param == "packed" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("packed weights are for Hopper GPUs")
+    return FusedForward(models[0], weights=request.param)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -116,11 +125,11 @@ def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
 @torch.inference_mode()
 @pytest.mark.parametrize("length", [1, 2, 10, 63, 64, 65, 137, 400])
 def test_prefill_is_as_exact_as_the_module(
-    models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
+    models: tuple[PreTrainedModel, PreTrainedModel], opened: FusedForward, length: int, random_ids: Ids
 ) -> None:
     prompts = [random_ids(length, VOCAB) for _ in range(PROMPTS)]
     expected, limit = reference(models, prompts)
-    forward = FusedForward(models[0])
+    forward = opened
     for padded_to in (length, length + 13):
         buffers = Buffers(forward, prompts[0], padded_to)
         graph = captured(lambda buffers=buffers: buffers.prefill(forward))
@@ -138,12 +147,12 @@ def test_prefill_is_as_exact_as_the_module(
 @torch.inference_mode()
 @pytest.mark.parametrize("length", [2, 65, 137, 400])
 def test_prefill_in_pieces_is_as_exact_as_the_module(
-    models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
+    models: tuple[PreTrainedModel, PreTrainedModel], opened: FusedForward, length: int, random_ids: Ids
 ) -> None:
     """Two graphs, cut anywhere, the second one padded."""
     prompts = [random_ids(length, VOCAB) for _ in range(PROMPTS)]
     expected, limit = reference(models, prompts)
-    forward = FusedForward(models[0])
+    forward = opened
     buffers = Buffers(forward, prompts[0], length + 13)
     cut = random.randint(1, length - 1)
     pieces = [(0, cut, cut - 1), (cut, length + 13 - cut, length - 1)]
@@ -163,14 +172,14 @@ def test_prefill_in_pieces_is_as_exact_as_the_module(
 @torch.inference_mode()
 @pytest.mark.parametrize("length", [1, 60, 300])
 def test_decoding_by_one_graph_follows_the_reference(
-    models: tuple[PreTrainedModel, PreTrainedModel], length: int, random_ids: Ids
+    models: tuple[PreTrainedModel, PreTrainedModel], opened: FusedForward, length: int, random_ids: Ids
 ) -> None:
     """Thirty given tokens: the logits after each are those of the whole sequence in float32."""
     half, full = models
     ids = random_ids(length + 30, VOCAB)
     whole = torch.tensor([ids], device="cuda")
     expected, own = full(whole).logits[0, length:], half(whole).logits[0, length:]
-    forward = FusedForward(half)
+    forward = opened
     buffers = Buffers(forward, ids[:length], length + 5)
     token, position = torch.zeros(1, dtype=torch.long, device="cuda"), torch.zeros(1, dtype=torch.long, device="cuda")
     graph = captured(lambda: forward.decode(token, position, buffers.cache, buffers.logits))

@@ -134,10 +134,9 @@ MOST_ACROSS = 200  # tokens of one wgmma: of more, a thread's sums do not fit th
 class PackedRow:
     """Hopper: one row times a packed matrix."""
 
-    warps: int = 8  # that multiply; each takes a tile of a stage
+    warps: int = 16  # that multiply; each takes a tile of a stage
     # Of a block. More than half of what a multiprocessor has: two blocks of a kernel on one would leave others idle.
-    shared_bytes: int = 150 * 1024
-    blocks_a_multiprocessor: int = 1
+    shared_bytes: int = 118 * 1024
 
 
 PACKED_ROW = PackedRow()

@@ -75,10 +75,10 @@ ATTEND_BLOCKS = (  # each for a prompt of so many tokens
     ("attend_many", 400, (AttendBlock(64, 64, 4, 3), AttendBlock(64, 64, 4, 2), AttendBlock(128, 64, 8, 3))),
 )
 PACKED_ROWS = (
-    PackedRow(8, 118 * 1024, 1),
-    PackedRow(8, 210 * 1024, 1),
-    PackedRow(16, 150 * 1024, 1),
-    PackedRow(16, 210 * 1024, 1),
+    PackedRow(8, 118 * 1024),
+    PackedRow(8, 165 * 1024),
+    PackedRow(16, 165 * 1024),
+    PackedRow(16, 210 * 1024),
 )
 ALWAYS = 10_000  # a limit that no length measured reaches
 ACTIVATION_ROWS = 300  # of what passes over activations
@@ -305,7 +305,7 @@ def _packed_limit_probes(work: Workload, limits: Limits) -> Iterator[Limit]:
         ) -> tuple[Work, Work]:
             return run(packed, length), run(plain, length)
 
-        lengths = (16, 32, 48, 64, 80, 96, 112, 128, 152, 176, 200, 240)
+        lengths = range(16, 177, 16)
         yield Limit(name=field, recorded=getattr(limits, field), lengths=lengths, sides=sides)
 
 

@@ -25,28 +25,27 @@ constexpr int EVEN_SHARE = 512 / (WARPGROUPS + 1) / 8 * 8;  // registers of a th
 constexpr bool UNEVEN_SHARES = TOKENS / 2 + (PACKED ? 72 : 28) > EVEN_SHARE;  // packed: and two stages' fragments
 constexpr int PRODUCER_SHARE = 32, CONSUMER_SHARE = (EVEN_SHARE * (WARPGROUPS + 1) - PRODUCER_SHARE) / WARPGROUPS / 8 * 8;
 
-// 64 rows of weights by 64 columns: where they are, and how they get into a stage.
+// 64 rows of weights by 64 columns: where they are, and how they get into a stage. A unit may come in PARTS, each from a
+// warp of its own: one thread issues a copy in some 80 cycles, of which a stage of packed weights needs twelve.
 struct PlainUnits {
-    static constexpr int BYTES = 64 * ROW_BYTES;
+    static constexpr int BYTES = 64 * ROW_BYTES, PARTS = 1;
     TensorMap map;
 
-    __device__ void copy(u32 target, u32 barrier, int step, int unit) const {
+    __device__ void copy(u32 target, u32 barrier, int step, int unit, int) const {
         copy_box_4d(target, map, barrier, step * BLOCK_K, 4 * unit);
     }
 };
 
 struct PackedUnits {
-    static constexpr int BYTES = 4 * TILE_BYTES;
+    static constexpr int BYTES = 4 * TILE_BYTES, PARTS = 4;
     const u32* words;
     const int* starts;  // of each tile's exceptions
     const u32* exceptions;
     int steps, units;
 
-    __device__ void copy(u32 target, u32 barrier, int step, int unit) const {
-        const int first = 4 * min(unit, units - 1);  // a block's last units may lie behind the matrix: nobody's sums
-#pragma unroll
-        for (int group = 0; group < 4; group++)
-            copy_bytes(target + group * TILE_BYTES, words + tile(first + group, step) * (TILE_BYTES / 4), TILE_BYTES, barrier);
+    __device__ void copy(u32 target, u32 barrier, int step, int unit, int part) const {
+        const int group = 4 * min(unit, units - 1) + part;  // a block's last units may lie behind the matrix: nobody's sums
+        copy_bytes(target + part * TILE_BYTES, words + tile(group, step) * (TILE_BYTES / 4), TILE_BYTES, barrier);
     }
 
     __device__ long long tile(int group, int step) const { return (long long)group * steps + step; }
@@ -76,21 +75,22 @@ struct Ring {
     __device__ u32 tokens(int stage) const { return units(stage) + WARPGROUPS * UNIT_BYTES; }
 };
 
-// One thread feeds the ring: weights are on their way before the kernels in front have ended, tokens after that.
+// A thread of each of some warps feeds the ring: weights are on their way before the kernels in front have ended, and
+// tokens, by the first of them, after that.
 struct Producer {
     const Ring& ring;
     const Units& weights;
     const TensorMap& tokens;
-    int first_step, steps;
+    int first_step, steps, part;
 
     __device__ void load_units(int step) const {
         const int stage = step % STAGES;
-        expect_bytes(ring.full + 8 * stage, STAGE_BYTES);
+        if (part == 0) expect_bytes(ring.full + 8 * stage, STAGE_BYTES);  // other parts may come before that
 #pragma unroll
         for (int u = 0; u < WARPGROUPS; u++)
             weights.copy(
                 ring.units(stage) + u * UNIT_BYTES, ring.full + 8 * stage, first_step + step,
-                blockIdx.x * WARPGROUPS + u);
+                blockIdx.x * WARPGROUPS + u, part);
     }
 
     __device__ void load_tokens(int step) const {
@@ -106,12 +106,14 @@ struct Producer {
     }
 
     __device__ void run() const {
-        wait_for_kernels_in_front();
-        for (int step = 0; step < min(steps, STAGES); step++) load_tokens(step);
+        if (part == 0) {
+            wait_for_kernels_in_front();
+            for (int step = 0; step < min(steps, STAGES); step++) load_tokens(step);
+        }
         for (int step = STAGES; step < steps; step++) {
             wait_for_phase(ring.empty + 8 * (step % STAGES), (step / STAGES - 1) % 2);
             load_units(step);
-            load_tokens(step);
+            if (part == 0) load_tokens(step);
         }
     }
 };
@@ -228,22 +230,24 @@ extern "C" __global__ void __launch_bounds__(128 * (WARPGROUPS + 1), 1) gemm(
         (shared_address(memory) + 1023) & ~1023u, shared_address(barriers), shared_address(barriers + STAGES)};
     const int first_step = num_steps * blockIdx.y / gridDim.y;
     const int steps = num_steps * (blockIdx.y + 1) / gridDim.y - first_step;
-    const Producer producer{ring, weights, tokens, first_step, steps};
+    const Producer producer{ring, weights, tokens, first_step, steps, (int)threadIdx.x / 32};
+    const bool produces = threadIdx.x < 32 * Units::PARTS && threadIdx.x % 32 == 0;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             init_barrier(ring.full + 8 * stage, 1);
             init_barrier(ring.empty + 8 * stage, WARPGROUPS * CLUSTER);
         }
         publish_barriers();
-        producer.begin();
     }
+    if constexpr (Units::PARTS > 1) __syncthreads();
+    if (produces) producer.begin();
     cluster_arrive_relaxed();
     cluster_wait();
     let_next_kernel_launch();
     const int warpgroup = (int)threadIdx.x / 128 - 1;
     if (warpgroup < 0) {
         if constexpr (UNEVEN_SHARES) give_registers<PRODUCER_SHARE>();
-        if (threadIdx.x == 0) producer.run();
+        if (produces) producer.run();
         __syncwarp();
         cluster_arrive();
     } else {

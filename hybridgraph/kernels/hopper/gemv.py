@@ -47,10 +47,6 @@ class Gemv:
     def stages(self) -> int:
         return (self.tuned.shared_bytes - self.row_bytes) // (self.tuned.warps * TILE_BYTES)
 
-    @property
-    def shared_bytes(self) -> int:
-        return self.stages * self.tuned.warps * TILE_BYTES + self.row_bytes
-
     def __call__(
         self,
         row: Tensor,
@@ -70,9 +66,9 @@ class Gemv:
         tensors = (matrix.words, matrix.starts, matrix.exceptions, row, norm, bias, out)
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         how = Launch(
-            grid=(min(groups, self.tuned.blocks_a_multiprocessor * multiprocessors(row.device)), 1),
+            grid=(min(groups, multiprocessors(row.device)), 1),
             threads=32 * (self.tuned.warps + 1),
-            shared_bytes=self.shared_bytes,
+            shared_bytes=self.tuned.shared_bytes,
             overlap=overlap,
         )
         arguments = _Arguments(*pointers, eps, out.shape[1], groups)
@@ -89,11 +85,6 @@ def gemv_of(matrix: PackedMatrix, *, norm: bool = False, bias: bool = False, add
         add=add,
         exceptions=matrix.num_exceptions > 0,
     )
-
-
-def fits(columns: int) -> bool:
-    """Whether a row of so many columns can be read 16 bytes at a time and leaves room for the weights' ring."""
-    return columns % 8 == 0 and Gemv(columns, norm=True).stages >= 2
 
 
 @cache
