@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from hybridgraph.config import (
     own_settings_of,
     settings_of,
 )
+from hybridgraph.contract import SourceInfo
 from hybridgraph.errors import UserError
 from hybridgraph.settings import Program, Setting, Told, parse_lengths
 
@@ -230,12 +232,16 @@ def test_owners_see_what_is_theirs_alone() -> None:
 
 
 def lists_of_settings(source: str) -> list[set[str]]:
-    """The tuples, lists, sets and keys in ``source`` of which several strings, and most, are names of settings."""
-    found = []
+    """The tuples, lists and sets in ``source`` of which most strings are settings, and some nothing else.
+
+    ``model``, for instance, is also a column of rows and a fact of a source.
+    """
+    found, ambiguous = [], {*IDENTITY_COLUMNS, *(each.name for each in fields(SourceInfo))}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Tuple | ast.List | ast.Set):
             names = {element.value for element in node.elts if isinstance(element, ast.Constant)}
-            if len(names & SETTINGS.keys()) > 1 and len(names - SETTINGS.keys()) < len(names & SETTINGS.keys()):
+            settings = names & SETTINGS.keys()
+            if len(settings) > 1 and settings - ambiguous and len(names - settings) < len(settings):
                 found.append({str(name) for name in names})
     return found
 
