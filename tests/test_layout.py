@@ -14,6 +14,7 @@ PACKAGE = ROOT / "hybridgraph"
 TOP_LEVEL = {
     *(
         "README.md",
+        "CITATION.cff",
         "LICENSE",
         "requirements.txt",
         "constraints.txt",
