@@ -27,7 +27,8 @@ from torch import Tensor
 from hybridgraph.contract import Report, Request, SourceInfo, check_request
 from hybridgraph.engine.answer import Answer
 from hybridgraph.engine.buffers import StaticBuffers
-from hybridgraph.engine.forward.static import StaticOperations, open_static_operations
+from hybridgraph.engine.forward.select import open_static_operations
+from hybridgraph.engine.forward.static import StaticOperations
 from hybridgraph.engine.graphs.background import BackgroundCapture
 from hybridgraph.engine.graphs.capture import CapturedGraph, backend_for
 from hybridgraph.engine.graphs.lock import EngineLock
@@ -37,7 +38,7 @@ from hybridgraph.engine.ops.protocol import DynamicOps
 from hybridgraph.engine.ops.select import dynamic_ops
 from hybridgraph.engine.runner import Runner
 from hybridgraph.engine.settings import EngineOptions
-from hybridgraph.errors import UserError
+from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.timing import Stopwatch, on_device
 from hybridgraph.models.loading import LoadedModel, device_called, load_model, oom_as_user_error
 from hybridgraph.system.console import OnProgress, nobody
@@ -243,7 +244,13 @@ def _capture_pool(
     pool = GraphPool(static, backend_for(device), cache, lock)
     progress("compiling kernels", 0, 1)
     static.prepare(options.lengths)
-    pool.precapture(options.lengths, progress)
+    try:
+        pool.precapture(options.lengths, progress)
+    except RuntimeError as error:
+        if "captur" not in str(error):
+            raise
+        reason = f"the model's forward cannot be captured ({one_line(error)})"
+        raise UserError(f"{reason}: Cases 1 and 3 measure this model") from None
     return pool
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from hybridgraph.config import EngineSettings
 from hybridgraph.contract import Report, Request, SourceInfo, check_request
 from hybridgraph.errors import UserError
 from hybridgraph.machine.timing import DeviceTimer
+from hybridgraph.models.faults import model_fault
 from hybridgraph.models.loading import LoadedModel
 from hybridgraph.sources.build import load
 from hybridgraph.system.console import OnProgress
@@ -35,6 +36,7 @@ class HuggingFaceSource:
         # An end-of-text id does not end a measured answer, and no case reshapes the distribution further.
         self._model.generation_config = GenerationConfig(pad_token_id=0)
         self._device = loaded.device
+        self._takes_mask = "attention_mask" in inspect.signature(loaded.module.forward).parameters
         self._info = info
         self._arguments = generate_arguments
         self._timer = DeviceTimer(loaded.device)
@@ -49,29 +51,32 @@ class HuggingFaceSource:
         torch.manual_seed(request.seed)
         self._timer.start()
         prompt = torch.tensor([request.prompt_ids], device=self._device)
-        with self._overflow_is_users():
+        mask = {"attention_mask": torch.ones_like(prompt)} if self._takes_mask else {}
+        emitter = _Emitter(emit, self._timer)
+        try:
             self._model.generate(
                 prompt,
-                attention_mask=torch.ones_like(prompt),
                 max_new_tokens=request.max_new_tokens,
-                streamer=_Emitter(emit, self._timer),
+                streamer=emitter,
+                **mask,
                 **_sampling(request),
                 **self._arguments,
             )
+        except Exception as error:
+            if emitter.emitting:  # it is the caller's own
+                raise
+            raise self._told(error) from error
         return Report(device_ms=self._timer.elapsed_ms(), graph_path="eager")
 
-    @contextmanager
-    def _overflow_is_users(self) -> Iterator[None]:
-        """Tell logits that torch refuses to sample from in one line; on a GPU it says so by a kernel's assertion."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not any(sign in str(error) for sign in ("probability tensor", "device-side assert")):
-                raise
-            raise UserError(
+    def _told(self, error: Exception) -> Exception:
+        """What to raise for an error of ``generate()``; on a GPU it tells by an assertion what it cannot sample."""
+        if any(sign in str(error) for sign in ("probability tensor", "device-side assert")):
+            return UserError(
                 f"generate() cannot sample: the model's logits are not finite in {self._info.dtype}; "
                 "try another --dtype"
-            ) from None
+            )
+        fault = model_fault(error)
+        return error if fault is None else UserError(f"{type(self._model).__name__} cannot be run ({fault})")
 
     def stats(self) -> dict[str, Any]:
         return {}
@@ -93,13 +98,17 @@ class _Emitter(BaseStreamer):  # type: ignore[misc]  # transformers is not typed
         self._emit = emit
         self._timer = timer
         self._tokens_seen = -1
+        self.emitting = False
 
     def put(self, value: torch.Tensor) -> None:
         self._tokens_seen += 1
         if self._tokens_seen == 1:
             self._timer.stop()
         if self._tokens_seen > 0:
-            self._emit(int(value.item()))
+            token = int(value.item())
+            self.emitting = True
+            self._emit(token)
+            self.emitting = False
 
     def end(self) -> None:
         pass

@@ -78,8 +78,8 @@ class FusedForward:
         weights = self._weights
         if weights.window is not None and weights.window < positions:
             raise UserError(
-                f"the model attends over a window of {weights.window}, less than the {positions} positions asked for: "
-                "lower --max-seq-len"
+                f"the model attends over a window of {weights.window}, less than the {positions} positions asked for "
+                "(--max-seq-len)"
             )
         shape = (len(weights.layers), self._heads.num_kv_heads, positions, self._heads.head_dim)
         like = weights.embedding

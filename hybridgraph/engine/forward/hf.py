@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.generation import GenerationMode
 
 from hybridgraph.engine.forward.protocol import KVCache
 from hybridgraph.errors import UserError
+from hybridgraph.models.faults import model_fault
 
 
 class StaticHFForward:
@@ -111,43 +114,78 @@ class _DecodeSlots(Cache):  # type: ignore[misc]
         stored_values.index_copy_(1, self._position, values[0])
         return stored_keys[None], stored_values[None]
 
-    def get_seq_length(self, layer: int = 0) -> int:
-        return 0
+    def get_seq_length(self, layer: int = 0) -> Tensor:
+        """How many tokens came before, int64 [1]: where modules compute with it, a graph reads it anew."""
+        return self._position
+
+
+@dataclass
+class GenerateState:
+    """Where ``generate()`` would be in the answer in progress: its ids so far, and what it would call with next."""
+
+    ids: Tensor | None = None  # int64 [1, so far]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    output: Any = None  # of the last call
 
 
 class EagerHFForward:
-    """The module's forward with the module's own growing cache: any architecture, launched kernel by kernel."""
+    """The module's forward as its own ``generate()`` calls it, launched kernel by kernel: any architecture.
+
+    Every input, position and cache is prepared by the hooks that ``generate()`` calls and that models override:
+    some drop their cache, some number positions by the mask, some call their cache by another name.
+    """
 
     kernels = "torch"
     reads_masked = False
     supports_chunks = False
 
     def __init__(self, model: PreTrainedModel) -> None:
-        parameters = inspect.signature(model.forward).parameters
-        if "past_key_values" not in parameters:
-            raise UserError(f"{type(model).__name__} keeps no key-value cache: it can be measured in Case 1 only")
+        accepted = inspect.signature(model.forward).parameters
         self._model = model
-        self._arguments = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._takes_mask, self._takes_positions = "attention_mask" in accepted, "position_ids" in accepted
+        self._arguments: dict[str, Any] = {"use_cache": True} | (
+            {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        )
+        self._generation_config = GenerationConfig(use_cache=True)
 
-    def allocate_cache(self, positions: int) -> list[Cache]:
-        """A place for the cache of the answer in progress; the module grows it as it goes."""
-        return []
+    def allocate_cache(self, positions: int) -> GenerateState:
+        """A place for the answer in progress; the module makes its cache as it goes."""
+        return GenerateState()
 
     def prepare(self, lengths: Sequence[int]) -> None:
         """Its kernels serve every length."""
 
     def prefill(
-        self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: list[Cache], logits: Tensor
+        self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: GenerateState, logits: Tensor
     ) -> None:
-        cache[:] = [DynamicCache(config=self._model.config)]
-        self._run(ids[:length], cache, logits)
+        model = self._model
+        prompt, arguments = ids[None, :length], dict(self._arguments)
+        if self._takes_mask:
+            arguments["attention_mask"] = torch.ones_like(prompt)
+        if self._takes_positions:
+            arguments["position_ids"] = model._prepare_position_ids_for_generation(prompt, arguments)
+        model._prepare_cache_for_generation(self._generation_config, arguments, GenerationMode.GREEDY_SEARCH, 1, length)
+        cache.ids, cache.arguments = prompt, arguments
+        self._run(cache, logits, length, is_first_iteration=True)
 
-    def decode(self, token: Tensor, position: Tensor, cache: list[Cache], logits: Tensor) -> None:
-        self._run(token, cache, logits)
+    def decode(self, token: Tensor, position: Tensor, cache: GenerateState, logits: Tensor) -> None:
+        assert cache.ids is not None
+        cache.arguments = self._model._update_model_kwargs_for_generation(cache.output, cache.arguments)
+        cache.ids = torch.cat((cache.ids, token[None]), dim=-1)
+        self._run(cache, logits, 1)
 
-    def _run(self, ids: Tensor, cache: list[Cache], logits: Tensor) -> None:
-        output = self._model(input_ids=ids[None], past_key_values=cache[0], use_cache=True, **self._arguments)
-        logits.copy_(output.logits[0, -1])
+    def _run(self, state: GenerateState, logits: Tensor, num_new: int, **first: bool) -> None:
+        model = self._model
+        try:
+            inputs = model.prepare_inputs_for_generation(
+                state.ids, next_sequence_length=num_new, **state.arguments, **first
+            )
+            state.output = model(**inputs, return_dict=True)
+            logits.copy_(state.output.logits[0, -1])
+        except Exception as error:
+            if (fault := model_fault(error)) is None:
+                raise
+            raise UserError(f"{type(model).__name__} cannot be run ({fault})") from error
 
 
 def length_dependent_rope(config: Any) -> str | None:
@@ -160,7 +198,7 @@ def _require_full_attention(config: Any, positions: int) -> None:
     if (rope := length_dependent_rope(config)) is not None:
         raise UserError(
             f"{config.model_type} has rope scaling {rope}, whose frequencies change with the length: CUDA Graph cases "
-            "need fixed ones (Cases 1 and 3 measure this model)"
+            "need fixed ones"
         )
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if "local" in (getattr(config, "attention_layers", None) or ()):  # as GPT-Neo calls it
@@ -169,10 +207,10 @@ def _require_full_attention(config: Any, positions: int) -> None:
     if kinds != {"full_attention"} and not (kinds == {"sliding_attention"} and (window or 0) >= positions):
         raise UserError(
             f"{config.model_type} has layers of {', '.join(sorted(kinds))}: CUDA Graph cases need full attention over "
-            f"all {positions} positions (Cases 1 and 3 measure this model)"
+            f"all {positions} positions"
         )
     if window is not None and window < positions:
         raise UserError(
-            f"{config.model_type} attends over a window of {window}, less than the {positions} positions asked for: "
-            "lower --max-seq-len (Cases 1 and 3 measure this model)"
+            f"{config.model_type} attends over a window of {window}, less than the {positions} positions asked for "
+            "(--max-seq-len)"
         )

@@ -165,7 +165,7 @@ def _weight_of(module: nn.Module, name: str) -> Tensor | None:
 
 def _require_covered(model: PreTrainedModel, config: Any) -> None:
     if reason := _not_covered(model, config):
-        raise UserError(f"--forward fused does not cover {type(model).__name__} ({reason}): use --forward hf")
+        raise UserError(f"--forward fused does not cover {type(model).__name__} ({reason})")
 
 
 def _not_covered(model: PreTrainedModel, config: Any) -> str | None:
