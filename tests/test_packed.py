@@ -130,7 +130,7 @@ def test_gemv_compiles_without_spills(columns: int, exceptions: bool) -> None:
         (True, False, False, True),
     ):
         gemv = Gemv(columns, swiglu=swiglu, norm=norm, bias=bias, add=add, exceptions=exceptions)
-        assert gemv.stages >= 3 and gemv.tuned.shared_bytes > 228 * 1024 // 2, "no two blocks share a multiprocessor"
+        assert 114 * 1024 < gemv.shared_bytes <= 227 * 1024, "no two blocks share a multiprocessor"
         assert compile_program(gemv_program(gemv)).startswith(b"\x7fELF")
 
 

@@ -14,6 +14,8 @@ from hybridgraph.kernels.hopper import nvrtc
 from hybridgraph.kernels.hopper.nvrtc import Launch, Program, multiprocessors
 from hybridgraph.kernels.packed import STEP, TILE_BYTES, PackedMatrix
 
+LEAST_STAGES = 3  # of the ring, also where a long row leaves little room
+
 
 class _Arguments(ctypes.Structure):
     """``struct Arguments`` of the source."""
@@ -45,7 +47,16 @@ class Gemv:
 
     @property
     def stages(self) -> int:
-        return (self.tuned.shared_bytes - self.row_bytes) // (self.tuned.warps * TILE_BYTES)
+        return max(LEAST_STAGES, (self.tuned.shared_bytes - self.row_bytes) // self.stage_bytes)
+
+    @property
+    def stage_bytes(self) -> int:
+        return self.tuned.warps * TILE_BYTES
+
+    @property
+    def shared_bytes(self) -> int:
+        """At least what is tuned, also where less would do: it keeps a second block away."""
+        return max(self.tuned.shared_bytes, self.stages * self.stage_bytes + self.row_bytes)
 
     def __call__(
         self,
@@ -68,7 +79,7 @@ class Gemv:
         how = Launch(
             grid=(min(groups, multiprocessors(row.device)), 1),
             threads=32 * (self.tuned.warps + 1),
-            shared_bytes=self.tuned.shared_bytes,
+            shared_bytes=self.shared_bytes,
             overlap=overlap,
         )
         arguments = _Arguments(*pointers, eps, out.shape[1], groups)
