@@ -40,7 +40,10 @@ FEED = """        Place place;
         for (int group = blockIdx.x; group < arguments.num_groups; group += gridDim.x)
             for (int k = 0; k < STEPS; k += WARPS, place.advance()) {"""
 AHEAD = [
-    ("gemv.cu", FEED, """        Place place;
+    (
+        "gemv.cu",
+        FEED,
+        """        Place place;
         int done = 0;
         for (int group = blockIdx.x; group < arguments.num_groups; group += gridDim.x)
             for (int k = 0; k < STEPS; k += WARPS, place.advance(), done++) {
@@ -52,7 +55,8 @@ AHEAD = [
                         c += WARPS;
                         if (c >= STEPS) c = 0, g += gridDim.x;
                     }
-                }"""),
+                }""",
+    ),
 ]
 
 
@@ -118,7 +122,11 @@ def decode():
         for kib in (118, 128, 138, 150, 165, 180, 210):
             add(f"{warps} warps, {kib} KiB", PackedRow(warps, kib * 1024))
     for programs in (128, 512):
-        add(f"8 warps, 138 KiB, {programs} programs of attention", PackedRow(8, 138 * 1024), Blocks(attention_programs=programs))
+        add(
+            f"8 warps, 138 KiB, {programs} programs of attention",
+            PackedRow(8, 138 * 1024),
+            Blocks(attention_programs=programs),
+        )
     for stages in (4, 8):
         ahead = [(f, o, n.replace("AHEAD_STAGES", str(stages))) for f, o, n in AHEAD]
         add(f"8 warps, 150 KiB, {stages} stages ahead in L2", patches=ahead)
@@ -128,7 +136,11 @@ def decode():
 
 def prefill():
     forward = FusedForward(loaded.module, HopperKernels(limits), weights="packed")
-    ids, start, last = torch.randint(32000, (POSITIONS,), device=device), torch.zeros(1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    ids, start, last = (
+        torch.randint(32000, (POSITIONS,), device=device),
+        torch.zeros(1, dtype=torch.long, device=device),
+        torch.zeros(1, dtype=torch.long, device=device),
+    )
     cache = forward.allocate_cache(POSITIONS)
     none = dict.fromkeys(FIELDS, 0)
     plain = FusedForward(loaded.module, HopperKernels(limits))
@@ -147,9 +159,15 @@ def prefill():
                 answers[way] = logits.clone()
             except RuntimeError as error:
                 print(n, way, "failed", str(error)[:200], flush=True)
-        apart = {way: float((a.float() - answers["plain weights"].float()).norm() / a.float().norm()) for way, a in answers.items()}
+        apart = {
+            way: float((a.float() - answers["plain weights"].float()).norm() / a.float().norm())
+            for way, a in answers.items()
+        }
         for way, (pauses, row) in compared(graphs).items():
-            print(f"prefill {n:4} {way:18} apart {pauses:.3f}  back to back {row:.3f}  logits {apart[way]:.1e} from plain ones", flush=True)
+            print(
+                f"prefill {n:4} {way:18} apart {pauses:.3f}  back to back {row:.3f}  logits {apart[way]:.1e} from plain ones",
+                flush=True,
+            )
 
 
 with torch.inference_mode():

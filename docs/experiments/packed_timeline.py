@@ -46,7 +46,11 @@ def launched(program, how, where, *arguments):
         arguments = (*arguments, (state["stamps"].data_ptr() + state["launches"] * 132 * 8 * 8, gemv.ctypes.c_void_p))
         state["launches"] += 1
     if state["carveout"] is not None:
-        nvrtc.check(driver.cuFuncSetAttribute(nvrtc.kernel_of(program, how.shared_bytes, where.index), CARVEOUT, state["carveout"]))
+        nvrtc.check(
+            driver.cuFuncSetAttribute(
+                nvrtc.kernel_of(program, how.shared_bytes, where.index), CARVEOUT, state["carveout"]
+            )
+        )
     launch(program, replace(how, overlap=how.overlap and state["overlap"]), where, *arguments)
 
 
@@ -120,33 +124,51 @@ def variant(name, **change):
     clear()
 
 
-STAMP = '''
+STAMP = """
 __device__ __forceinline__ u64 now() { u64 t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }
 __device__ __forceinline__ u32 smid() { u32 t; asm volatile("mov.u32 %0, %%smid;" : "=r"(t)); return t; }
-'''
+"""
 LATER = [
     ("gemv.cu", "    let_next_kernel_launch();\n", ""),
     ("gemv.cu", "    row.prepare(arguments);\n", "    row.prepare(arguments);\n    let_next_kernel_launch();\n"),
 ]
 STAMPED = [
     ("gemv.cu", "struct Arguments {", STAMP + "struct Arguments {"),
-    ("gemv.cu", "gemv(const __grid_constant__ Arguments arguments) {", "gemv(const __grid_constant__ Arguments arguments, u64* stamps) {\n    const u64 begin = now();"),
-    ("gemv.cu", "    row.prepare(arguments);\n", "    wait_for_kernels_in_front();\n    const u64 waited = now();\n    row.prepare(arguments);\n    const u64 prepared = now();\n    u64 first = 0, main_end = 0;\n"),
-    ("gemv.cu", "        sum_group(sums, arguments, ring, row, group, place);\n", "        sum_group(sums, arguments, ring, row, group, place);\n        if (!first) first = now();\n        main_end = now();\n"),
-    ("gemv.cu", "        if (lane < 16) Epilogue{arguments}.EPILOGUE(sum, other, group, lane);\n    }\n", '''        if (lane < 16) Epilogue{arguments}.EPILOGUE(sum, other, group, lane);
+    (
+        "gemv.cu",
+        "gemv(const __grid_constant__ Arguments arguments) {",
+        "gemv(const __grid_constant__ Arguments arguments, u64* stamps) {\n    const u64 begin = now();",
+    ),
+    (
+        "gemv.cu",
+        "    row.prepare(arguments);\n",
+        "    wait_for_kernels_in_front();\n    const u64 waited = now();\n    row.prepare(arguments);\n    const u64 prepared = now();\n    u64 first = 0, main_end = 0;\n",
+    ),
+    (
+        "gemv.cu",
+        "        sum_group(sums, arguments, ring, row, group, place);\n",
+        "        sum_group(sums, arguments, ring, row, group, place);\n        if (!first) first = now();\n        main_end = now();\n",
+    ),
+    (
+        "gemv.cu",
+        "        if (lane < 16) Epilogue{arguments}.EPILOGUE(sum, other, group, lane);\n    }\n",
+        """        if (lane < 16) Epilogue{arguments}.EPILOGUE(sum, other, group, lane);
     }
     if (threadIdx.x == 0) {
         u64* at = stamps + blockIdx.x * 8;
         at[0] = smid(), at[1] = begin, at[2] = waited, at[3] = prepared, at[4] = first, at[5] = main_end, at[6] = now();
     }
-'''),
+""",
+    ),
 ]
 
 
 def stamps(name, **change):
     before = dict(state)
     state.update(change)
-    state.update(patches=STAMPED + state["patches"], stamps=torch.zeros(300, 132, 8, dtype=torch.long, device=device), launches=0)
+    state.update(
+        patches=STAMPED + state["patches"], stamps=torch.zeros(300, 132, 8, dtype=torch.long, device=device), launches=0
+    )
     clear()
     decode()
     torch.cuda.synchronize()
@@ -170,7 +192,9 @@ def stamps(name, **change):
                 f"{what} {'/'.join(f'{(float(f(rows[:, c].double())) - zero) / 1e3:.1f}' for f in (torch.min, torch.median, torch.max))}"
                 for what, c in (("begin", 1), ("waited", 2), ("prepared", 3), ("first", 4), ("main", 5), ("end", 6))
             )
-            print(f"  {matrix:8} most on an SM {int(sms.max())}, SMs without {int((sms == 0).sum())}: {text}", flush=True)
+            print(
+                f"  {matrix:8} most on an SM {int(sms.max())}, SMs without {int((sms == 0).sum())}: {text}", flush=True
+            )
 
 
 @contextmanager
@@ -191,7 +215,16 @@ with torch.inference_mode():
         variant("packed, no attention, 16 warps 210 KiB", tuned=PackedRow(16, 210 * 1024, 1))
     variant("packed, all carveouts 100", carveout=100)
     variant("plain, all carveouts 100", weights="plain", carveout=100)
-    for tuned in (PackedRow(16, 210 * 1024), PackedRow(8, 210 * 1024), PackedRow(8, 150 * 1024), PackedRow(8, 72 * 1024), PackedRow(8, 48 * 1024), PackedRow(4, 50 * 1024, 2), PackedRow(8, 50 * 1024, 2), PackedRow(16, 100 * 1024)):
+    for tuned in (
+        PackedRow(16, 210 * 1024),
+        PackedRow(8, 210 * 1024),
+        PackedRow(8, 150 * 1024),
+        PackedRow(8, 72 * 1024),
+        PackedRow(8, 48 * 1024),
+        PackedRow(4, 50 * 1024, 2),
+        PackedRow(8, 50 * 1024, 2),
+        PackedRow(16, 100 * 1024),
+    ):
         variant(f"packed, {tuned}", tuned=tuned)
         variant(f"  and carveouts 100", tuned=tuned, carveout=100)
     variant("packed, next kernel launched after the row", patches=LATER)
@@ -201,7 +234,11 @@ with torch.inference_mode():
     stamps("packed")
     stamps("packed, 16 warps 210 KiB", tuned=PackedRow(16, 210 * 1024))
     stamps("packed, carveouts 100", carveout=100)
-    ids, start, last = torch.randint(32000, (512,), device=device), torch.zeros(1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    ids, start, last = (
+        torch.randint(32000, (512,), device=device),
+        torch.zeros(1, dtype=torch.long, device=device),
+        torch.zeros(1, dtype=torch.long, device=device),
+    )
     for n in (10, 100, 200):
         for weights in ("plain", "packed"):
             for carveout in (None, 100):
@@ -210,4 +247,7 @@ with torch.inference_mode():
                 last.fill_(n - 1)
                 forward = forwards[weights]
                 forward.prepare([n])
-                print(f"prefill {n}, {weights}, carveout {carveout}: {took(lambda: forward.prefill(ids, n, start, last, cache, logits)):.3f} ms", flush=True)
+                print(
+                    f"prefill {n}, {weights}, carveout {carveout}: {took(lambda: forward.prefill(ids, n, start, last, cache, logits)):.3f} ms",
+                    flush=True,
+                )
