@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [
     README,
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "output/README.md",
     ROOT / "hybridgraph/kernels/README.md",

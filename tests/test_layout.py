@@ -15,6 +15,7 @@ TOP_LEVEL = {
     *(
         "README.md",
         "CITATION.cff",
+        "CONTRIBUTING.md",
         "LICENSE",
         "requirements.txt",
         "constraints.txt",
