@@ -426,7 +426,7 @@ def test_claims_are_judged_on_protocol_and_warm_means(tmp_path: Path) -> None:
         ("rows won of 18", "17", "9", "16 of 18 fails", "not measured"),
         ("P99 rows of CUDA Graph", "8 of 8", "8 of 8", "1 of 8 fails", "not measured"),
     }
-    assert "'What the means hold' has them apart" in report and "## What the means hold" in report
+    assert "(the report has them apart: 'What the means hold')" in report and "## What the means hold" in report
 
 
 @pytest.mark.parametrize("other", [{"protocol": "paper, 5 ms apart"}, {"graph_backend": "emulated"}], ids=str)

@@ -121,7 +121,7 @@ def claims_section(results: Results, tables: Mapping[str, Table]) -> str:
     rules = [
         "Text is what the study says, tables is what its own tables give. The last two columns were measured here.",
         "A claim holds where the measured figure is at least the claimed one. TTFT is the protocol's mean, which "
-        f"includes cold and first-seen requests ('{MEANS}' has them apart). Warm is the same without them.",
+        f"includes cold and first-seen requests (the report has them apart: '{MEANS}'). Warm is the same without them.",
         "A speed-up is of the averages over the lengths that both cases have. Only the study's protocol gets a "
         "verdict, at all of its lengths and on real graphs.",
         "The last row counts where CUDA Graph alone has the lowest P99, up to 350 tokens.",
