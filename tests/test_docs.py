@@ -175,7 +175,7 @@ def test_the_log_of_experiments_has_its_form() -> None:
     for entry in entries:
         heading, _, body = entry.partition("\n")
         assert re.fullmatch(r"\d{4}-\d\d-\d\d: [A-Z].*\?", heading), heading
-        parts = re.findall(r"^- (\w+)\b", body, flags=re.MULTILINE)
+        parts = list(dict.fromkeys(re.findall(r"^- (\w+)\b", body, flags=re.MULTILINE)))
         assert parts in (["Expected", "Measured", "Kept", "Script"], ["Expected"]), (
             f"{heading}: or it is being measured"
         )
