@@ -162,7 +162,7 @@ def ablation(run: str) -> str:
 
 def claims(run: str) -> str:
     """What the study claims, and whether it held in a run."""
-    return report.claims_section(derived(run).results, derived(run).tables)
+    return report.claims_section(derived(run).results, derived(run).tables, derived(run).evidence)
 
 
 def study(run: str) -> str:

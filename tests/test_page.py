@@ -13,9 +13,10 @@ from browser import CHROMIUM, Browser, browser
 from hybridgraph.cases import CASE2, CASE4_FUSED, CASES, PEERS
 from hybridgraph.places import PUBLISHED
 from hybridgraph.report.charts import Shown
-from hybridgraph.report.evidence import METRICS, Evidence, gather
+from hybridgraph.report.evidence import Evidence, gather
 from hybridgraph.report.load import load_results
 from hybridgraph.report.page import Text, environment_text, render_page, spent
+from hybridgraph.report.tables import METRICS
 
 MAX_BYTES = 6_000_000
 CHARTS = 8  # four metrics, single requests, warmth, where the time goes, power
@@ -151,11 +152,11 @@ def test_spent_is_by_time_and_by_request() -> None:
     results = load_results(PUBLISHED / "h200")
     told = results.told(CASE4_FUSED, "gpu_spent", "p99", "10")
     row = next(frame for case, frame in spent(results).items() if case.name == CASE4_FUSED.name).loc[10]
-    assert row["power_w"] == pytest.approx(told["energy_j"] / told["wall_ms"] * 1e3)
-    assert row["energy_j"] == pytest.approx(told["energy_j"] / 100)
+    assert row["Power, W"] == pytest.approx(told["energy_j"] / told["wall_ms"] * 1e3)
+    assert row["Energy of a request, J"] == pytest.approx(told["energy_j"] / 100)
     told["energy_j"] = "not told: Not Supported"
     row = next(frame for case, frame in spent(results).items() if case.name == CASE4_FUSED.name).loc[10]
-    assert pd.isna(row["power_w"]) and row["clock_mhz"] == told["sm_clock_mhz"]
+    assert pd.isna(row["Power, W"]) and row["SM clock after the row, MHz"] == told["sm_clock_mhz"]
 
 
 def test_environment_names_versions_and_escapes_what_is_in_them() -> None:

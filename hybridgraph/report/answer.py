@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from hybridgraph.cases import CASE1, CASE2, CASE3, CASE4, CASE4_FUSED, Case
 from hybridgraph.report.evidence import Evidence, ratio
 from hybridgraph.report.load import Results
-from hybridgraph.report.tables import WARM, Metric, Table
+from hybridgraph.report.tables import WARM, Table
 
 
-def answer(results: Results, evidence: Evidence, tables: Mapping[Metric, Table]) -> list[str]:
+def answer(results: Results, evidence: Evidence, tables: Mapping[str, Table]) -> list[str]:
     """What the lowest latency is, what each part contributes, and how sure that is: a sentence each, in Markdown."""
-    table = tables.get(WARM)
+    table = tables.get(WARM.key)
     if table is None or not table.averages:
         return ["No warm request was measured at a length that all cases share."]
     return [_lowest(results, table), _contributions(table), _certainty(results, evidence, table)]

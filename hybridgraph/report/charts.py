@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from hybridgraph.cases import Case
-from hybridgraph.report.evidence import METRICS, Evidence
+from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.load import Results
 from hybridgraph.report.palette import BACKGROUND, FLOOR, GRID, MUTED, TEXT, look_of
 from hybridgraph.report.plots import APART, AXES, LENGTH_AXIS, band_of, floor_of
-from hybridgraph.report.tables import Metric, Table, build_table
+from hybridgraph.report.tables import METRICS, Metric, Table, build_table
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
@@ -26,6 +26,11 @@ DIGITS = 5  # significant ones, of everything that is drawn
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": TEXT}
 _AXIS = {"gridcolor": GRID, "linecolor": MUTED, "zeroline": False, "automargin": True}
 _POINTED = "%{x} tokens: %{y:.2f} ms"
+POWER_PANELS = {  # what the report calls it, and the axis
+    "Power, W": "power, W",
+    "SM clock after the row, MHz": "SM clock, MHz",
+    "Energy of a request, J": "energy a request, J",
+}
 _LOG = {"type": "log", "tickmode": "array", "tickvals": [d * 10**e for e in range(-2, 6) for d in (1, 2, 5)]}
 _SCALES = [
     {
@@ -219,13 +224,12 @@ def _stack(run: Shown, case: Case, rows: pd.DataFrame) -> Iterator[Trace]:
 def power(run: Shown, rates: Mapping[Case, pd.DataFrame]) -> Figure | None:
     """Watts, clock and energy a request over prompt length, below each other.
 
-    ``rates``: of each case, by prompt length, the columns ``power_w``, ``clock_mhz`` and ``energy_j``.
+    ``rates``: of each case, by prompt length, the columns of ``POWER_PANELS``.
     """
     if not rates:
         return None
-    panels = {"power_w": "power, W", "clock_mhz": "SM clock, MHz", "energy_j": "energy a request, J"}
     traces, layout = [], {}
-    for number, (column, title) in enumerate(panels.items(), start=1):
+    for number, (column, title) in enumerate(POWER_PANELS.items(), start=1):
         suffix = "" if number == 1 else str(number)
         top = 1 - (number - 1) / 3
         layout[f"yaxis{suffix}"] = _AXIS | {

@@ -8,8 +8,9 @@ on either side. What rests on quarters says so: its level is not known.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +29,9 @@ from hybridgraph.report.statistics import (
     ratio_interval,
     samples_needed,
 )
-from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Metric
+from hybridgraph.report.tables import DECODE, METRICS, P99, TTFT, Alike, Metric, Table
 
 Basis = Literal["launches", "quarters", "nothing"]
-METRICS = (TTFT, WARM, P99, DECODE)
 QUARTERS = 4
 # The most that warm means of the same code, with its graphs, differed by at any length between two published runs on
 # two H200s (6.6 %), rounded up. A case whose time is the host's differs by more.
@@ -57,6 +57,9 @@ class Interval:
         return not math.isnan(self.low)
 
 
+UNKNOWN = Interval(NAN, NAN, "nothing", 0)
+
+
 @dataclass(frozen=True)
 class Units:
     """A metric of a case in ms: a row a launch, or a quarter of the only one; a column a prompt length."""
@@ -66,8 +69,10 @@ class Units:
 
     def of(self, lengths: Sequence[int]) -> pd.Series[float]:
         """The average over ``lengths`` of each unit that has them all, by the unit's number."""
-        if not set(lengths) <= set(self.values.columns):
+        if not all(length in self.values for length in lengths):
             return pd.Series(dtype=float)
+        if len(lengths) == 1:  # most often, and much quicker
+            return self.values[lengths[0]].dropna()
         return self.values[list(lengths)].dropna().mean(axis=1)
 
     def mean(self, lengths: Sequence[int]) -> Interval:
@@ -88,7 +93,7 @@ def ratio(one: Units, other: Units, lengths: Sequence[int], *, in_pairs: bool) -
     """
     values, reference = one.of(lengths), other.of(lengths)
     if one.basis != other.basis or one.basis == "nothing":
-        return Interval(NAN, NAN, "nothing", 0)
+        return UNKNOWN
     if in_pairs and one.basis == "launches":
         shared = values.index.intersection(reference.index)
         low, high = paired_ratio_interval(values[shared].to_numpy(), reference[shared].to_numpy())
@@ -130,6 +135,28 @@ class Evidence:
     def launches(self) -> int:
         """The most launches of any case; 0 without samples."""
         return max((int(samples["launch"].nunique()) for samples in self.samples.values()), default=0)
+
+    def alike(self, metric: Metric) -> Alike:
+        """Whether two cases are a tie: the interval of their ratio is known, and holds 1."""
+
+        @cache  # every table and claim asks again
+        def are_alike(one: Case, other: Case, lengths: tuple[int, ...]) -> bool:
+            found = ratio(self.of(metric, one), self.of(metric, other), lengths, in_pairs=True)
+            return found.is_known and not found.excludes(1)
+
+        return lambda one, other, lengths: one != other and are_alike(one, other, tuple(lengths))
+
+    def told(self) -> str:
+        """What the tables' ties rest on."""
+        if self.launches > 1:
+            return f"Marked together is a tie, by 95 % intervals over up to {self.launches} launches of each case."
+        if self.launches == 1:
+            return (
+                "One launch of each case cannot tell how much launches differ. Marked together, as a tie, is what lies "
+                f"within the drift between a launch's {QUARTERS} quarters and {100 * ALLOWANCE:.0f} %, which launches "
+                "of one code have differed by."
+            )
+        return "How sure these figures are cannot be told: there are no samples beside them."
 
     def tail(self, case: Case, length: int) -> TailBounds | None:
         """The bounds of the P99 of ``case`` at ``length``, of requests as these launches had them."""
@@ -197,3 +224,40 @@ def _mean(values: Any) -> float:
 
 def _p99(values: Any) -> float:
     return percentile(np.asarray(values).tolist(), 99)
+
+
+def intervals_frame(tables: Iterable[Table], evidence: Evidence) -> pd.DataFrame:
+    """How sure each figure of the tables is, a row each, as ``final_intervals.csv`` has it.
+
+    A mean over the lengths that all cases share has an empty ``prompt_length``. The interval is of the mean over
+    launches; ``at_least_ms`` and ``at_most_ms`` bound a P99 of requests as these launches had them.
+    """
+    rows = []
+    for table in tables:
+        for length, row in [*table.rows(), (None, table.averages)]:
+            lengths = table.shared_lengths if length is None else [length]
+            for case in table.measured:
+                value = row.get(case.column, NAN)
+                if not math.isnan(value):
+                    rows.append(_interval_row(evidence, table.metric, case, length, lengths, value))
+    return pd.DataFrame(rows)
+
+
+def _interval_row(
+    evidence: Evidence, metric: Metric, case: Case, length: int | None, lengths: Sequence[int], value: float
+) -> dict[str, object]:
+    interval = evidence.of(metric, case).mean(lengths)
+    bounds = evidence.tail(case, length) if metric == P99 and length is not None else None
+    return {
+        "figure": metric.key,
+        "case": case.name,
+        "prompt_length": "" if length is None else length,
+        "value_ms": value,
+        "low_ms": interval.low,
+        "high_ms": interval.high,
+        "launches": interval.count if interval.basis == "launches" else min(evidence.launches, 1),
+        "at_least_ms": bounds.lower if bounds else NAN,
+        "at_most_ms": bounds.upper if bounds else NAN,
+        "samples": bounds.samples if bounds else "",
+        "note": bounds.told() if bounds and math.isnan(bounds.upper) else "",
+    }

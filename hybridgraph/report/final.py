@@ -11,19 +11,23 @@ from textwrap import fill
 import pandas as pd
 
 from hybridgraph.cases import CASES, PEERS
-from hybridgraph.places import is_published
+from hybridgraph.places import is_published, require_own
 from hybridgraph.report.ablation import Variant, read_variants
+from hybridgraph.report.answer import answer
+from hybridgraph.report.claims import claims_frame, findings
+from hybridgraph.report.comparison import Comparison
+from hybridgraph.report.evidence import Evidence, gather, intervals_frame
 from hybridgraph.report.grid import WIDTH, plain
 from hybridgraph.report.load import Results, load_results
-from hybridgraph.report.markdown import LEGEND, notes, provenance, render
+from hybridgraph.report.markdown import LEGEND, is_judged, notes, provenance, render
 from hybridgraph.report.tables import DECODE, METRICS, P99, WARM, Metric, Table, averages_frame, build_table
 from hybridgraph.system.console import printing
-from hybridgraph.system.files import writing
+from hybridgraph.system.files import write_atomically, writing
 
 PLOTTED = (WARM, P99, DECODE)  # the protocol's mean is mostly the first request of a process
-AVERAGES = "final_averages.csv"
+AVERAGES, INTERVALS, CLAIMS = "final_averages.csv", "final_intervals.csv", "final_claims.csv"
 GROWTH = "final_growth.png"
-REPORT = "final_report.md"
+REPORT, PAGE, COMPARISON = "final_report.md", "final_report.html", "final_comparison"
 
 
 def table_name(metric: Metric) -> str:
@@ -43,6 +47,7 @@ class Derived:
     results: Results
     tables: dict[str, Table]  # by the metric's key
     variants: Sequence[Variant]
+    evidence: Evidence
 
     @property
     def plots(self) -> list[str]:
@@ -59,8 +64,10 @@ class Derived:
         """The content of every file but the plots, by its name."""
         frames = {table_name(table.metric): table.frame() for table in self.tables.values()}
         frames[AVERAGES] = averages_frame(list(self.tables.values()))
+        frames[INTERVALS] = intervals_frame(self.tables.values(), self.evidence)
+        frames[CLAIMS] = claims_frame(findings(self.tables, self.evidence, judged=is_judged(self.results)))
         texts = {name: self._as_csv(frame) for name, frame in frames.items()}
-        return texts | {REPORT: render(self.results, self.tables, self.plots, self.variants)}
+        return texts | {REPORT: render(self.results, self.tables, self.evidence, self.plots, self.variants)}
 
     def _as_csv(self, frame: pd.DataFrame) -> str:
         frame = frame.assign(graphs="emulated") if self.results.is_emulated else frame
@@ -72,19 +79,24 @@ def derive(directory: Path) -> Derived:
     results = load_results(directory)
     variants, left_out = read_variants(directory, results)
     results.left_out.extend(left_out)
+    evidence = gather(directory, results, (*CASES, *PEERS))
     wanted = [metric for metric in METRICS if metric.kind != "decode" or results.tables["decode"]]
-    return Derived(results, {metric.key: build_table(results, metric) for metric in wanted}, variants)
+    tables = {metric.key: build_table(results, metric, evidence.alike(metric)) for metric in wanted}
+    return Derived(results, tables, variants, evidence)
 
 
-def write_final_tables(directory: Path, *, as_json: bool) -> None:
+def write_final_tables(directory: Path, *, as_json: bool, page: Path | None = None, beside: Path | None = None) -> None:
     """Print the tables of ``directory``'s results, and write them with plots and report there; raises UserError.
 
-    Published results are only printed.
+    Published results are only printed. ``page``: where the page goes instead; ``beside``: a second run that it shows.
     """
     derived = derive(directory)
     if not is_published(directory):
         with writing(directory):
             _write(directory, derived)
+        page = page or directory / PAGE
+    if page is not None:
+        _write_page(page, derived, beside)
     with printing():
         _show(derived)
         if as_json:
@@ -94,7 +106,7 @@ def write_final_tables(directory: Path, *, as_json: bool) -> None:
 def _write(directory: Path, derived: Derived) -> None:
     plots = [*map(plot_name, METRICS), GROWTH]
     drawings = [plot.replace(".png", ".svg") for plot in plots]
-    for name in (*map(table_name, METRICS), AVERAGES, *plots, *drawings):
+    for name in (*map(table_name, METRICS), AVERAGES, INTERVALS, CLAIMS, *plots, *drawings):
         (directory / name).unlink(missing_ok=True)  # what it shows may be gone
     for name, text in derived.texts().items():
         (directory / name).write_text(text, encoding="utf-8")
@@ -102,19 +114,48 @@ def _write(directory: Path, derived: Derived) -> None:
 
 
 def _draw(directory: Path, derived: Derived) -> None:
-    from hybridgraph.report.evidence import gather  # only now: tables do without scipy and matplotlib
-    from hybridgraph.report.plots import plot_growth, plot_table
+    from hybridgraph.report.plots import plot_growth, plot_table  # only now: tables do without matplotlib
 
-    evidence = gather(directory, derived.results, (*CASES, *PEERS))
     for metric in PLOTTED:
         if plot_name(metric) in derived.plots:
-            plot_table(derived.tables[metric.key], derived.results, evidence, directory / plot_name(metric))
+            table = derived.tables[metric.key]
+            plot_table(table, derived.results, derived.evidence, directory / plot_name(metric))
     if derived.results.sweep is not None and derived.has_growth:
         plot_growth(derived.results.sweep, directory / GROWTH)
 
 
+def _write_page(path: Path, own: Derived, beside: Path | None) -> None:
+    from hybridgraph.report.charts import Shown
+    from hybridgraph.report.page import render_page, texts_of
+
+    require_own(path)
+    other = None
+    if beside is not None:
+        found = derive(beside)
+        other = Shown(beside.name, found.results, found.evidence)
+    sentences = answer(own.results, own.evidence, own.tables)
+    texts = texts_of(own.results, own.tables, own.evidence)
+    with writing(path):
+        write_atomically(path, render_page(Shown("", own.results, own.evidence), sentences, texts, other))
+
+
+def write_comparisons(directory: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write what changed to ``directory``, as CSV and as a plot each; raises UserError where that is published."""
+    from hybridgraph.report.plots import plot_changes
+
+    require_own(directory)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        frame = pd.concat([comparison.frame() for comparison in comparisons], ignore_index=True)
+        text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+        write_atomically(directory / f"{COMPARISON}.csv", text)
+        for number, comparison in enumerate(comparisons, start=1):
+            name = f"{COMPARISON}.png" if len(comparisons) == 1 else f"{COMPARISON}_{number}.png"
+            plot_changes(comparison.heading(), comparison.changes, directory / name)
+
+
 def _show(derived: Derived) -> None:
-    _print_wrapped([*provenance(derived.results), LEGEND.format(mark="*")])
+    _print_wrapped([*provenance(derived.results), LEGEND.format(mark="*"), derived.evidence.told()])
     if derived.results.is_emulated:
         print("graphs are EMULATED: these are not CUDA Graph results")
     for table in derived.tables.values():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 WIDTH = 80
-_FIGURE = re.compile(r"[-–\d.,×%*~ ]*")  # what a column of numbers holds
+_FIGURE = re.compile(r"[-+–\d.,×%*?~ ]*")  # what a column of numbers holds
 
 
 def markdown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from hybridgraph.cases import Case
 from hybridgraph.contract import GRAPH_PATHS
 from hybridgraph.errors import UserError
 from hybridgraph.report.ablation import Variant
-from hybridgraph.report.claims import HYBRIDS, absent_rivals, claim_rows
+from hybridgraph.report.claims import HYBRIDS, absent_rivals, claim_rows, findings
+from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.grid import markdown
 from hybridgraph.report.load import LARGEST, Results
 from hybridgraph.report.study import METRICS, STUDY, figures
@@ -21,20 +23,26 @@ from hybridgraph.report.tables import AVERAGE, Table, figure
 
 MEANS = "What the means hold"
 LEGEND = (
-    "In the tables {mark} is the least time of its row. Gain is how many times as fast as the baseline, by the means."
+    "In the tables {mark} is the least time of its row, or all that are no different from it. Gain is how many times "
+    "as fast as the baseline, by the means."
 )
 PROTOCOLS = {PAPER: "the study's (5 + 100 requests a length, no warm-up, back to back)"}
 WEIGHTS = {"dummy": "random weights", "auto": "real weights"}
 
 
 def render(
-    results: Results, tables: Mapping[str, Table], plots: Sequence[str], variants: Sequence[Variant] = ()
+    results: Results,
+    tables: Mapping[str, Table],
+    evidence: Evidence,
+    plots: Sequence[str],
+    variants: Sequence[Variant] = (),
 ) -> str:
     """The whole report."""
     sections = {
         **{f"{table.metric.heading}, ms": metric_section(table) for table in tables.values()},
         "The study's figures beside these, ms": study_section(results, tables),
-        "The study's claims": claims_section(results, tables),
+        "The study's claims": claims_section(results, tables, evidence),
+        "How sure the figures are": certainty_section(tables, evidence),
         "What each part contributes": ablation_section(variants),
         MEANS: _means(results),
         "Which graphs answered": _paths(results),
@@ -45,7 +53,7 @@ def render(
         "\n\n".join(
             [
                 "# Results",
-                _list([*provenance(results), LEGEND.format(mark="bold")]),
+                _list([*provenance(results), LEGEND.format(mark="bold"), evidence.told()]),
                 *(["**Graphs are emulated here: these are not CUDA Graph results.**"] if results.is_emulated else []),
                 *filter(None, [_list(notes(results))]),
                 *(f"![{name}]({name})" for name in plots),
@@ -113,23 +121,61 @@ def _pairs(row: pd.Series[float]) -> list[str]:
     return [figure(float(row[kind, case.column])) for case in STUDY for kind in ("study", "here")]
 
 
-def claims_section(results: Results, tables: Mapping[str, Table]) -> str:
+def claims_section(results: Results, tables: Mapping[str, Table], evidence: Evidence) -> str:
     """What the study claims, and whether it holds here."""
-    judged = results.identity["protocol"] == PAPER and not results.is_emulated
+    judged = is_judged(results)
     shown = {case.name: case.label for case in tables["ttft"].cases}
     heading = ["claim", "text", "tables", *(shown[hybrid.name] for hybrid in HYBRIDS)]
     rules = [
         "Text is what the study says, tables is what its own tables give. The last two columns were measured here.",
-        "A claim holds where the measured figure is at least the claimed one. TTFT is the protocol's mean, which "
-        f"includes cold and first-seen requests (the report has them apart: '{MEANS}'). Warm is the same without them.",
+        "A claim holds where the measured figure is at least the claimed one. It is open where the noise leaves both "
+        "possible: the ends are in `final_claims.csv`.",
+        "TTFT is the protocol's mean, which includes cold and first-seen requests (the report has them apart: "
+        f"'{MEANS}'). Warm is the same without them.",
         "A speed-up is of the averages over the lengths that both cases have. Only the study's protocol gets a "
         "verdict, at all of its lengths and on real graphs.",
-        "The last row counts where CUDA Graph alone has the lowest P99, up to 350 tokens.",
+        "The last row counts where CUDA Graph alone has the lowest P99, up to 350 tokens. Of rows, 12+6 are 12 won and "
+        "6 tied.",
     ]
     if judged and (absent := absent_rivals(tables)):
         names = " and ".join(case.title for case in absent)
         rules.append(f"Open: {names} {'was' if len(absent) == 1 else 'were'} not measured and could win some rows.")
-    return "\n\n".join([markdown(heading, claim_rows(tables, judged=judged)), _list(rules)])
+    return "\n\n".join([markdown(heading, claim_rows(findings(tables, evidence, judged=judged))), _list(rules)])
+
+
+def is_judged(results: Results) -> bool:
+    """Whether the study's claims get a verdict: only by its protocol, and on real graphs."""
+    return results.identity["protocol"] == PAPER and not results.is_emulated
+
+
+def certainty_section(tables: Mapping[str, Table], evidence: Evidence) -> str:
+    """The half width of each mean's interval over launches, and the upper bounds of P99, where there are any."""
+    sections = []
+    if evidence.launches > 1:
+        for table in tables.values():
+            rows = [[str(n), *_half_widths(table, evidence, [n])] for n in map(int, table.values.index)]
+            rows.append([AVERAGE, *_half_widths(table, evidence, table.shared_lengths)])
+            sections += [f"### {table.metric.heading}, ± %", markdown(_heading(table), rows)]
+        sections.append("Half the 95 % interval of the mean over launches, as a share of the mean.")
+    if "p99" in tables and evidence.samples:
+        table = tables["p99"]
+        bounds = {n: [evidence.tail(case, n) for case in table.cases] for n in map(int, table.values.index)}
+        rows = [[str(n), *(figure(bound.upper) if bound else "" for bound in found)] for n, found in bounds.items()]
+        if any(cell for _, *cells in rows for cell in cells):
+            sections += ["### P99 is at most, ms", markdown(_heading(table), rows)]
+        without = {bound.told() for found in bounds.values() for bound in found if bound and math.isnan(bound.upper)}
+        rule = "Bounds of P99 hold at 95 %, whatever the distribution, of requests as these launches had them."
+        sections.append(_list([rule, *(f"An empty cell: {reason}." for reason in sorted(without))]))
+    return "\n\n".join(sections)
+
+
+def _heading(table: Table) -> list[str]:
+    return ["tokens", *(case.label for case in table.cases)]
+
+
+def _half_widths(table: Table, evidence: Evidence, lengths: Sequence[int]) -> list[str]:
+    intervals = [evidence.of(table.metric, case).mean(lengths) for case in table.cases]
+    return [figure(100 * (i.high - i.low) / (i.high + i.low)) for i in intervals]
 
 
 def ablation_section(variants: Sequence[Variant]) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,16 +22,18 @@ from plotly.offline import get_plotlyjs
 from hybridgraph.cases import Case
 from hybridgraph.report import charts
 from hybridgraph.report.charts import BESIDE_GLYPH, BESIDE_META, FLOOR_META, Figure, Shown
-from hybridgraph.report.load import LARGEST, Results
+from hybridgraph.report.evidence import Evidence
+from hybridgraph.report.load import Results
+from hybridgraph.report.markdown import certainty_section, claims_section, economics_section, notes, rates_of
 from hybridgraph.report.palette import BACKGROUND, FLOOR, GRID, MUTED, TEXT, look_of
 from hybridgraph.report.plots import about_run
+from hybridgraph.report.tables import Table
 
 TEMPLATE = Path(__file__).with_name("page.html")
 ACCENT = "#0969da"
 _CONFIG = {"responsive": True, "displaylogo": False, "displayModeBar": False}
 _TITLES = {
     "ttft": "TTFT of the protocol's requests",
-    "warm": "Warm TTFT",
     "warm_ttft": "Warm TTFT",
     "p99": "P99 of TTFT",
     "decode": "Time between tokens (ITL)",
@@ -139,28 +140,30 @@ def _markdown(text: str) -> str:
     return str(_reader().render(text))
 
 
+def texts_of(results: Results, tables: Mapping[str, Table], evidence: Evidence) -> list[Text]:
+    """The parts of the report in words: what graphs cost, the claims, how sure everything is, the machine."""
+    parts = {
+        "What graphs cost": economics_section(results),
+        "The study's claims": claims_section(results, tables, evidence),
+        "How sure the figures are": f"{evidence.told()}\n\n{certainty_section(tables, evidence)}",
+        "What a reader must know": "\n".join(f"- {note}" for note in notes(results)),
+        "Environment": environment_text(results),
+    }
+    return [Text(heading, text) for heading, text in parts.items() if text]
+
+
 def spent(results: Results) -> dict[Case, pd.DataFrame]:
     """What the GPU spent on the P99 requests, by case and prompt length; NaN where the driver did not tell."""
     found = {}
     for case in results.cases("p99"):
-        rows = results.tables["p99"].get(case.name)
-        told = {} if rows is None else {int(n): results.told(case, "gpu_spent", "p99", str(n)) for n in rows.index}
-        frame = pd.DataFrame(
-            {n: _rates(counted, float(rows["samples"][n])) for n, counted in told.items() if counted}
-        ).T
-        if not frame.empty and frame.notna().any(axis=None):
+        rows = results.tables["p99"].get(case.name, pd.DataFrame({"samples": []}))
+        samples = {int(length): float(count) for length, count in zip(rows.index, rows["samples"], strict=True)}
+        told = {length: results.told(case, "gpu_spent", "p99", str(length)) for length in samples}
+        rates = {length: rates_of(counted, samples[length]) for length, counted in told.items() if counted}
+        frame = pd.DataFrame(rates).T.reindex(columns=list(charts.POWER_PANELS)).apply(pd.to_numeric, errors="coerce")
+        if frame.notna().to_numpy().any():
             found[case] = frame.sort_index()
     return found
-
-
-def _rates(counted: dict[str, Any], requests: float) -> dict[str, float]:
-    energy, wall, clock = (_number(counted.get(key)) for key in ("energy_j", "wall_ms", "sm_clock_mhz"))
-    return {"power_w": energy / wall * 1e3 if wall else math.nan, "clock_mhz": clock, "energy_j": energy / requests}
-
-
-def _number(told: Any) -> float:
-    """A counter's value; NaN for a refusal, which is told in words."""
-    return float(told) if isinstance(told, (int, float)) and abs(told) < LARGEST else math.nan
 
 
 def environment_text(results: Results) -> str:

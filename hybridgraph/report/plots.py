@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hybridgraph.cases import CASE4_FUSED, Case
+from hybridgraph.report.comparison import Change
 from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.load import Results
 from hybridgraph.report.palette import FLOOR, GRID, MUTED, TEXT, look_of
@@ -93,6 +94,44 @@ def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
         _draw(axes, [line for line in lines if len(line.values)])
 
 
+def plot_changes(heading: str, changes: Sequence[Change], path: Path) -> None:
+    """What changed between two runs: a panel a metric, a mark a case and length with its interval.
+
+    Full marks are beyond the noise, open ones are not.
+    """
+    metrics = list(dict.fromkeys(change.metric for change in changes))
+    with _figure(path, heading, (8.4, 1.0 + 2.6 * len(metrics))) as figure:
+        panels = figure.subplots(len(metrics), 1, squeeze=False)[:, 0]
+        for panel, metric in zip(panels, metrics, strict=True):
+            _draw_changes(panel, [change for change in changes if change.metric == metric])
+            _dress(panel, [metric.heading], "change, %")
+        panels[-1].set_xlabel(LENGTH_AXIS)
+        handles = {
+            text: handle for panel in panels for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8.5
+        )
+
+
+def _draw_changes(axes: Any, changes: Sequence[Change]) -> None:
+    lengths = sorted({change.length for change in changes if change.length is not None})
+    places: dict[int | None, int] = {length: place for place, length in enumerate([*lengths, None])}
+    cases = list(dict.fromkeys(change.case for change in changes))
+    axes.axhline(0, color=FLOOR, linewidth=0.8)
+    for number, case in enumerate(cases):
+        look = look_of(case)
+        for change in changes:
+            if change.case == case:
+                x = places[change.length] + 0.7 * (number + 0.5) / len(cases) - 0.35
+                ends = [100 * (end - 1) for end in (change.ratio.low, change.ratio.high)]
+                axes.plot([x, x], ends, color=look.color, linewidth=1)
+                filled = look.color if change.verdict in ("faster", "slower") else "white"
+                label = case.title if change.length is None else None
+                axes.plot(x, change.percent, look.marker, color=look.color, markerfacecolor=filled, label=label)
+    axes.set_xticks(list(places.values()), [str(length or "mean") for length in places])
+
+
 def band_of(samples: pd.DataFrame | None, metric: Metric) -> pd.DataFrame | None:
     """The ends of ``BAND`` by prompt length, of the requests behind a warm mean, a P99 or an ITL; None without any."""
     if samples is None or metric == TTFT:
@@ -128,21 +167,33 @@ def _emulated(results: Results) -> str:
 @contextmanager
 def _plot(path: Path, title: str, about: Sequence[str], axis: str) -> Iterator[Any]:
     """The axes to draw on; the figure is written when the block ends, as ``path`` and as SVG beside it."""
+    with _figure(path, title, (8.4, 4.8 + 0.15 * len(about))) as figure:
+        axes = figure.add_subplot()
+        _dress(axes, about, axis)
+        axes.set_xlabel(LENGTH_AXIS)
+        yield axes
+
+
+@contextmanager
+def _figure(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)
-        figure = Figure(figsize=(8.4, 4.8 + 0.15 * len(about)), dpi=130, layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_title("\n".join(about), loc="left", fontsize=8, color=MUTED)
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
-        axes.set_xlabel(LENGTH_AXIS)
-        axes.set_ylabel(axis)
-        axes.grid(axis="y", color=GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        yield axes
+        yield figure
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once: both files are of the same figure
         figure.savefig(path, metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _dress(axes: Any, about: Sequence[str], axis: str) -> None:
+    axes.set_title("\n".join(about), loc="left", fontsize=8, color=MUTED)
+    axes.set_ylabel(axis)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw(axes: Any, lines: Sequence[Line]) -> None:
@@ -178,19 +229,13 @@ def _label_ends(axes: Any, lines: Sequence[Line]) -> None:
     right = max(float(line.values.index[-1]) for line in lines)
     ends = [(float(line.values.index[-1]), float(line.values.iloc[-1])) for line in lines]
     heights = [float(to_height.transform(axes.transData.transform(end))[1]) for end in ends]
+    leader = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
     for line, end, height in zip(lines, ends, spread(heights, LABEL_GAP), strict=True):
-        axes.annotate(
-            f"{line.name}  {end[1]:.1f}",
-            end,
-            xytext=(1.035, height),
-            textcoords="axes fraction",
-            color=TEXT,
-            fontsize=8.5,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": line.color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3},
-        )
-        axes.plot(1.027, height, line.marker or "_", color=line.color, transform=axes.transAxes, clip_on=False, **_LINE)
+        to = {"xytext": (1.016, height), "textcoords": "axes fraction", "annotation_clip": False}
+        axes.annotate("", end, arrowprops=leader | {"color": line.color}, **to)
+        beside = {"transform": axes.transAxes, "clip_on": False}
+        axes.plot(1.026, height, line.marker or "_", color=line.color, **beside, **_LINE)
+        axes.text(1.038, height, f"{line.name}  {end[1]:.1f}", color=TEXT, fontsize=8.5, va="center", **beside)
     axes.set_xlim(right=right)
 
 

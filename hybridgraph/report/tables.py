@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -31,6 +31,14 @@ P99 = Metric(key="p99", kind="p99", column="p99_ms", suffix="_p99_ms", heading="
 DECODE = Metric(key="decode", kind="decode", column="itl_mean_ms", suffix="_itl_ms", heading="ITL, mean")
 METRICS = (WARM, TTFT, P99, DECODE)
 
+# Whether two cases are no different beyond the noise, on average over the lengths.
+Alike = Callable[[Case, Case, Sequence[int]], bool]
+
+
+def never_alike(one: Case, other: Case, lengths: Sequence[int]) -> bool:
+    """Where nothing is known of the noise, the lower figure counts."""
+    return False
+
 
 @dataclass(frozen=True)
 class Table:
@@ -41,6 +49,7 @@ class Table:
     values: pd.DataFrame
     fewest_samples: int | None = None  # behind any of its figures
     is_emulated: bool = False  # whether any of its rows was served by emulated graphs
+    alike: Alike = never_alike
 
     @property
     def measured(self) -> list[Case]:
@@ -50,6 +59,10 @@ class Table:
     def shared(self) -> pd.DataFrame:
         """The rows that every measured case has."""
         return self.values[[case.column for case in self.measured]].dropna()
+
+    @property
+    def shared_lengths(self) -> list[int]:
+        return [int(length) for length in self.shared.index]
 
     @property
     def averages(self) -> dict[str, float]:
@@ -81,21 +94,27 @@ class Table:
             rules.append(f"The mean is over the lengths that every measured case has: {lengths}.")
         return rules
 
-    def winners(self, row: Mapping[str, float]) -> list[Case]:
-        """Those with the least time; none where fewer than two were measured, or where graphs are emulated."""
-        known = {case: row[case.column] for case in self.cases if not math.isnan(row.get(case.column, math.nan))}
-        if len(known) < 2 or self.is_emulated:
+    def least(self, row: Mapping[str, float], lengths: Sequence[int], among: Sequence[Case]) -> list[Case]:
+        """Those of ``among`` with the least time in ``row``, or no different from it; ``row`` is over ``lengths``."""
+        known = {case: row[case.column] for case in among if not math.isnan(row.get(case.column, math.nan))}
+        if not known:
             return []
-        return [case for case, value in known.items() if value == min(known.values())]
+        lowest = min(known, key=lambda case: known[case])
+        return [c for c, value in known.items() if value == known[lowest] or self.alike(c, lowest, lengths)]
 
-    def named_winners(self, row: Mapping[str, float]) -> str:
-        """The same as text, for a cell."""
-        return " = ".join(case.title for case in self.winners(row))
+    def winners(self, row: Mapping[str, float], lengths: Sequence[int]) -> list[Case]:
+        """The same of all; none where fewer than two were measured, or where graphs are emulated."""
+        measured = [case for case in self.cases if not math.isnan(row.get(case.column, math.nan))]
+        return [] if len(measured) < 2 or self.is_emulated else self.least(row, lengths, measured)
+
+    def named_winners(self, row: Mapping[str, float], lengths: Sequence[int]) -> str:
+        """The same as text, for a cell: of a tie all names."""
+        return " = ".join(case.title for case in self.winners(row, lengths))
 
     def frame(self) -> pd.DataFrame:
         """The table as it is written: lengths, one column a case, the winner."""
         frame = self.values.copy()
-        frame["winner"] = [self.named_winners(row) for row in self._rows()]
+        frame["winner"] = [self.named_winners(row, [length]) for length, row in self.rows()]
         frame = frame.rename(columns={case.column: case.column + self.metric.suffix for case in self.cases})
         frame.index.name = "prompt_length"
         return frame.reset_index()
@@ -106,20 +125,22 @@ class Table:
         ``winner`` and ``other`` are what a cell is written as: formats of its text.
         """
 
-        def cells(row: Mapping[str, float]) -> list[str]:
-            winners = self.winners(row)
+        def cells(row: Mapping[str, float], lengths: Sequence[int]) -> list[str]:
+            winners = self.winners(row, lengths)
             shown = {case: figure(row.get(case.column)) for case in self.cases}
             return [(winner if case in winners else other).format(cell) for case, cell in shown.items()]
 
-        lines = [[str(length), *cells(row)] for length, row in zip(self.values.index, self._rows(), strict=True)]
+        lines = [[str(length), *cells(row, [length])] for length, row in self.rows()]
         if averages := self.averages:
-            lines.append([AVERAGE, *cells(averages)])
+            lines.append([AVERAGE, *cells(averages, self.shared_lengths)])
         if (speedups := self.speedups) and not self.is_emulated:
             lines.append([GAIN, *(figure(speedups.get(case.column), " ×") for case in self.cases)])
         return ["tokens", *(case.label for case in self.cases)], lines
 
-    def _rows(self) -> list[dict[str, float]]:
-        return [{str(column): float(value) for column, value in row.items()} for _, row in self.values.iterrows()]
+    def rows(self) -> list[tuple[int, dict[str, float]]]:
+        """Each length and its times, by the cases' columns."""
+        rows = ({str(column): float(value) for column, value in row.items()} for _, row in self.values.iterrows())
+        return list(zip(map(int, self.values.index), rows, strict=True))
 
 
 def figure(value: object, unit: str = "") -> str:
@@ -129,7 +150,7 @@ def figure(value: object, unit: str = "") -> str:
     return "" if value is None else f"{value}{unit}"
 
 
-def build_table(results: Results, metric: Metric) -> Table:
+def build_table(results: Results, metric: Metric, alike: Alike = never_alike) -> Table:
     """The table of ``metric``; its lengths are those that any case measured."""
     cases = results.cases(metric.kind)
     tables = results.tables[metric.kind]
@@ -137,7 +158,8 @@ def build_table(results: Results, metric: Metric) -> Table:
     values = pd.DataFrame(columns).astype(float).sort_index()
     values.index = values.index.astype(int)
     samples = [rows["samples"].min() for rows in tables.values() if "samples" in rows]
-    return Table(metric, cases, values, int(min(samples)) if samples else None, results.has_emulated(metric.kind))
+    fewest = int(min(samples)) if samples else None
+    return Table(metric, cases, values, fewest, results.has_emulated(metric.kind), alike)
 
 
 def averages_frame(tables: Sequence[Table]) -> pd.DataFrame:
@@ -147,5 +169,5 @@ def averages_frame(tables: Sequence[Table]) -> pd.DataFrame:
         if averages := table.averages:
             columns = {f"{case.column}_ms": averages.get(case.column, math.nan) for case in table.cases}
             told = {"figure": table.metric.key, "lengths": len(table.shared)}
-            rows.append(told | columns | {"winner": table.named_winners(averages)})
+            rows.append(told | columns | {"winner": table.named_winners(averages, table.shared_lengths)})
     return pd.DataFrame(rows)

@@ -9,10 +9,10 @@ import pytest
 from hybridgraph.cases import CASE1, CASE4, CASES
 from hybridgraph.errors import UserError
 from hybridgraph.places import PUBLISHED
-from hybridgraph.report.compare import Change, Comparison, Run, as_text, compare, open_run
-from hybridgraph.report.evidence import METRICS, Evidence, Interval, Units
+from hybridgraph.report.comparison import Change, Comparison, Run, as_text, compare, open_run
+from hybridgraph.report.evidence import Evidence, Interval, Units
 from hybridgraph.report.load import Results, load_results
-from hybridgraph.report.tables import P99, WARM
+from hybridgraph.report.tables import METRICS, P99, WARM
 
 SEED = 5
 
@@ -75,8 +75,8 @@ def test_compare_of_single_launches_says_what_it_uses_instead() -> None:
     assert "One launch each cannot tell how much launches differ. What is used instead:" in text
     assert "1 launch" in text.splitlines()[0]
     # JIT only took 1.5 times as long on the other host; the graphs' cases are no different.
-    changed = re.findall(r"^  (\w[\w+ ]*) on average: ([-+][\d.]+) %", text, re.M)
-    assert {name for name, _ in changed} == {"baseline", "jit_only"}
+    changed = re.findall(r"^  ([\w+ ]+) on average: ([-+][\d.]+) %", text, re.M)
+    assert {name for name, _ in changed} == {"Baseline", "JIT only"}
 
 
 def test_comparison_fits_a_terminal() -> None:

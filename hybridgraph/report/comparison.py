@@ -7,6 +7,7 @@ The first run is what each other one is compared with. Runs are refused where a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,12 @@ import pandas as pd
 from hybridgraph.bench.samples import RunIdentity
 from hybridgraph.cases import CASES, PEERS, Case
 from hybridgraph.errors import UserError
-from hybridgraph.report.evidence import ALLOWANCE, METRICS, QUARTERS, Evidence, Interval, gather, ratio
+from hybridgraph.report.evidence import ALLOWANCE, QUARTERS, Evidence, Interval, gather, ratio
+from hybridgraph.report.grid import plain
 from hybridgraph.report.load import Results, load_results
-from hybridgraph.report.tables import Metric
+from hybridgraph.report.tables import AVERAGE, METRICS, Metric
 
 Verdict = Literal["faster", "slower", "no difference", "cannot tell"]
-ALL = "all"  # in the place of a length: the average over the lengths that both runs have
-LENGTHS_A_LINE = 9  # with the case's name and the average, 80 columns
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Change:
         """The change as a sentence, at most 80 characters wide."""
         where = "on average" if self.length is None else f"at {self.length}"
         low, high = (100 * (end - 1) for end in (self.ratio.low, self.ratio.high))
-        return f"{self.case.column} {where}: {self.percent:+.1f} % ({low:+.1f} to {high:+.1f})"
+        return f"{self.case.label} {where}: {self.percent:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
 @dataclass(frozen=True)
@@ -168,22 +168,19 @@ def as_text(comparison: Comparison) -> str:
     for metric in METRICS:
         changes = [change for change in comparison.changes if change.metric == metric]
         if changes:
-            parts += [f"{comparison.heading()}\n{metric.heading}, %", *_grids(changes)]
+            parts += [f"{comparison.heading()}\n{metric.heading}, %", _grid(changes)]
     parts.append("\n".join(_rules(comparison.changes)))
     parts += [_listed(comparison, "slower"), _listed(comparison, "faster")]
     return "\n\n".join(part for part in parts if part)
 
 
-def _grids(changes: Sequence[Change]) -> Iterator[str]:
-    """A line a case, a column a length; several tables where there are more lengths than a line holds."""
+def _grid(changes: Sequence[Change]) -> str:
+    """A row a length, a column a case, the average last."""
     lengths = sorted({change.length for change in changes if change.length is not None})
-    cells = {(change.case.column, change.length): change.cell() for change in changes}
-    columns = list(dict.fromkeys(change.case.column for change in changes))
-    for first in range(0, len(lengths), LENGTHS_A_LINE):
-        shown: list[int | None] = [None, *lengths[first : first + LENGTHS_A_LINE]]
-        lines = [f"{'':15}" + "".join(f"{length or ALL:>6} " for length in shown)]
-        lines += [f"{column:15}" + "".join(f"{cells.get((column, n), ''):>7}" for n in shown) for column in columns]
-        yield "\n".join(line.rstrip() for line in lines)
+    cells = {(change.case, change.length): change.cell() for change in changes}
+    cases = list(dict.fromkeys(change.case for change in changes))
+    rows = [[str(n or AVERAGE), *(cells.get((case, n), "") for case in cases)] for n in (*lengths, None)]
+    return plain(["tokens", *(case.label for case in cases)], rows)
 
 
 def _rules(changes: Sequence[Change]) -> list[str]:
@@ -200,7 +197,7 @@ def _rules(changes: Sequence[Change]) -> list[str]:
         rules += [
             "* One launch each cannot tell how much launches differ. What is used instead:",
             f"  a change counts beyond the drift between the {QUARTERS} quarters of each launch and",
-            f"  {ALLOWANCE:.0%}, which launches of one code have differed by. --launches 5 would tell.",
+            f"  {100 * ALLOWANCE:.0f} %, which launches of one code have differed by. --launches 5 would tell.",
         ]
     if "nothing" in bases:
         rules.append("? nothing tells the noise: too few requests, one launch, or no samples.")
@@ -212,3 +209,18 @@ def _listed(comparison: Comparison, verdict: Verdict) -> str:
     by_metric = {change.metric.heading: [c for c in found if c.metric == change.metric] for change in found}
     lines = [f"{heading}, {verdict}:\n" + "\n".join(f"  {c.told()}" for c in cs) for heading, cs in by_metric.items()]
     return "\n".join(lines)
+
+
+def show(comparisons: Sequence[Comparison], fail_above: float | None, *, as_json: bool) -> int:
+    """Print what changed; returns 1 where something became slower by more than ``fail_above`` percent, else 0."""
+    regressions: list[Change] = []
+    for comparison in comparisons:
+        print(f"{as_text(comparison)}\n")
+        regressions += comparison.regressions(fail_above) if fail_above is not None else []
+    if fail_above is not None:
+        count = len(regressions) or "no"
+        print(f"{count} figures are slower by more than {fail_above:g} % beyond the noise")
+    if as_json:
+        rows = [row for c in comparisons for row in json.loads(c.frame().to_json(orient="records"))]
+        print(json.dumps({"changes": rows, "regressions": len(regressions)}))
+    return 1 if regressions else 0
