@@ -208,11 +208,22 @@ def family(case: Case) -> tuple[Case, ...]:
 ENGINES = {case.script.partition(" --engine ")[2] or case.engine: case for case in family(CASE5)}
 
 
-def variant(case: Case, forward: str) -> Case:
-    """What ``--forward`` makes of ``case``: another one is a column of its own. Raises UserError."""
-    if forward == "hf":
+def variant(case: Case, *, forward: str | None = None, engine: str | None = None) -> Case:
+    """What flags that were given make of ``case``: with another forward or engine it is a case of its own.
+
+    Raises UserError for a forward that ``case`` has not, and for a flag that contradicts the name of a case.
+    """
+    if engine is not None and Part.ENGINES in case.parts:
+        case = _instead_of(case, ENGINES[engine], f"--engine {engine}")
+    if forward in (None, case.forward or "hf"):
         return case
     for other in family(case):
         if other.forward == forward:
-            return other
-    raise UserError(f"--forward {forward} is a variant of Case 4 only: {case.script} runs Hugging Face's forward")
+            return _instead_of(case, other, f"--forward {forward}")
+    raise UserError(f"--forward {forward} is a variant of Case 4 only, and not of {case.script}")
+
+
+def _instead_of(case: Case, other: Case, flag: str) -> Case:
+    if case != other and " --" in case.script:
+        raise UserError(f"{flag}: {case.title} was asked for by name")
+    return other

@@ -7,6 +7,7 @@ must match a running generator, what ``--resume`` may change, what separates row
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -65,6 +66,14 @@ class Settings:
     def asked(self) -> list[Setting]:
         """The settings that somebody asked for, by name."""
         return [SETTINGS[name] for name in sorted(self.given)]
+
+    def unused_by(self, program: Program, case: Case) -> list[str]:
+        """What was asked for and changes nothing in ``program`` for ``case``, as it is written on a command line."""
+        return [s.as_flag(getattr(self, s.name)) for s in self.asked() if not s.used_by(program, case)]
+
+    def arguments(self, program: Program, case: Case) -> list[str]:
+        """What was asked for, as far as ``program`` uses it for ``case``, as a command line."""
+        return [s.argument(getattr(self, s.name)) for s in self.asked() if s.used_by(program, case)]
 
     def as_json(self) -> dict[str, Any]:
         """Every setting as a JSON value."""
@@ -166,6 +175,7 @@ class ModelSettings(RequestSettings):
             unset="follows the device",
             parse=parse_path,
             separates="model",
+            meaning=lambda name: name and os.path.normpath(name),
         ),
     )
     load_format: str = _setting(
@@ -356,14 +366,6 @@ class Config(ProtocolSettings, EngineSettings, ServingSettings, RunSettings):
             if setting.opens and setting.meaning(asked) != setting.meaning(has):
                 shown = setting.as_flag(has) if isinstance(has, bool) else setting.unset if has is None else has
                 raise UserError(f"{setting.as_flag(getattr(self, setting.name))}: {by} has {shown}")
-
-    def unused_by(self, program: Program, case: Case) -> list[str]:
-        """What was asked for and changes nothing in ``program`` for ``case``, as it is written on a command line."""
-        return [s.as_flag(getattr(self, s.name)) for s in self.asked() if not s.used_by(program, case)]
-
-    def arguments(self, program: Program, case: Case) -> list[str]:
-        """What was asked for, as far as ``program`` uses it for ``case``, as a command line."""
-        return [s.argument(getattr(self, s.name)) for s in self.asked() if s.used_by(program, case)]
 
 
 def _resolved(setting: Setting, value: Any, follows: Mapping[str, Any]) -> Any:

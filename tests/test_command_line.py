@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from architectures import tiny_model
 
-from hybridgraph.cases import CASE1, CASE2, CASE4, CASE5, CASES, ENGINES, VLLM, Case, family
+from hybridgraph.cases import CASE1, CASE2, CASE4, CASE4_FUSED, CASE5, CASES, ENGINES, VLLM, Case, family
 from hybridgraph.cli import commands
 from hybridgraph.config import SETTINGS, Config
 from hybridgraph.errors import UserError
@@ -211,7 +211,7 @@ def test_a_limit_is_refused_by_a_generator_that_has_none() -> None:
 def test_a_forward_that_was_given_is_told_with_the_generators(asked: str, serves: str, has: str) -> None:
     config = parse_args([f"--forward={asked}"], Program.CLIENT, family(CASE4))
     environment = {"case": serves, "resolved_configuration": Config(forward=has).as_json()}
-    case = commands._measured(CASE4, config, Program.CLIENT)
+    case, config = commands._as_asked(CASE4, config)
     with pytest.raises(UserError, match=f"^--forward {asked}: it has {has}$"):
         commands._require_served(environment, "it", config, case)
 
@@ -249,14 +249,40 @@ def test_async_capture_asked_of_a_server_that_has_none_is_refused(capsys: pytest
 )
 def test_a_case_by_name_and_its_engine_are_one(case: Case, flags: str, measured: Case, engine: str) -> None:
     config = parse_args(flags.split(), Program.CASE, family(case))
-    chosen, config = commands._with_engine(case, config)
+    chosen, config = commands._as_asked(case, config)
     assert (chosen, config.engine) == (measured, engine)
 
 
-def test_another_engine_than_the_case_by_name_is_refused() -> None:
-    config = parse_args(["--engine=tensorrt-llm"], Program.CASE, family(VLLM))  # also at its default
-    with pytest.raises(UserError, match="--engine tensorrt-llm: vLLM was asked for by name"):
-        commands._with_engine(VLLM, config)
+@pytest.mark.parametrize(
+    ("case", "flags", "measured"),
+    [
+        (CASE4, "", CASE4),
+        (CASE4, "--forward hf", CASE4),
+        (CASE4, "--forward fused", CASE4_FUSED),
+        (CASE4_FUSED, "", CASE4_FUSED),
+        (CASE4_FUSED, "--forward fused", CASE4_FUSED),
+        (CASE1, "--forward hf", CASE1),
+    ],
+)
+def test_a_case_by_name_and_its_forward_are_one(case: Case, flags: str, measured: Case) -> None:
+    config = parse_args(flags.split(), Program.GENERATOR, family(case))
+    chosen, config = commands._as_asked(case, config)
+    assert (chosen, config.forward) == (measured, measured.forward)
+
+
+@pytest.mark.parametrize(
+    ("case", "flag", "told"),
+    [
+        (VLLM, "--engine tensorrt-llm", "--engine tensorrt-llm: vLLM was asked for by name"),  # also at its default
+        (CASE4_FUSED, "--forward hf", "--forward hf: JIT+CUDA fused was asked for by name"),
+        (CASE1, "--forward fused", "--forward fused is a variant of Case 4 only, and not of case1_baseline.py"),
+        (VLLM, "--forward fused", "--forward fused is a variant of Case 4 only"),
+    ],
+)
+def test_a_flag_that_contradicts_the_case_is_refused(case: Case, flag: str, told: str) -> None:
+    config = parse_args(flag.split(), Program.CASE, family(case))
+    with pytest.raises(UserError, match=f"^{re.escape(told)}"):
+        commands._as_asked(case, config)
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +318,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ("--ops torchscript", "--ops torchscript: the generator at SOCKET has native"),
         ("--forward fused", "--forward fused: the generator at SOCKET has hf"),
         ("--model tiny-llama", "--model tiny-llama: the generator at SOCKET has MODEL"),
+        ("--device cuda", "--device cuda: the generator at SOCKET has cpu"),
     ],
 )
 def test_a_client_is_refused_what_its_generator_has_not(generator: Path, tmp_path: Path, flags: str, told: str) -> None:
@@ -302,7 +329,8 @@ def test_a_client_is_refused_what_its_generator_has_not(generator: Path, tmp_pat
 
 def test_a_client_may_spell_out_what_its_generator_has(generator: Path, tmp_path: Path) -> None:
     flags = "--seed 5 --max-graphs 20 --load-format auto --device auto --forward hf --precapture 20,10 --ops native"
-    run = client(generator, tmp_path, *flags.split(), "--no-async-capture", "--temperature", "0.7")
+    model = f"{generator.parent.parent}/./model/"
+    run = client(generator, tmp_path, *flags.split(), "--no-async-capture", "--temperature", "0.7", "--model", model)
     assert run.returncode == 0, run.stderr
     recorded = json.loads((tmp_path / "environment.json").read_text())["cases"]["case4_jit_cuda"]["configuration"]
     assert {"seed": 5, "max_graphs": 20, "load_format": "auto"}.items() <= recorded.items()

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from hybridgraph.config import (
 )
 from hybridgraph.contract import SourceInfo
 from hybridgraph.errors import UserError
+from hybridgraph.report.ablation import CHANGED
 from hybridgraph.settings import Program, Setting, Told, parse_lengths
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hybridgraph"
@@ -110,6 +112,23 @@ def test_setting_out_of_its_range_raises_with_value_and_range(setting: Setting) 
 def test_setting_that_separates_rows_names_a_column_of_theirs(setting: Setting) -> None:
     assert setting.separates in ("", *IDENTITY_COLUMNS)
     assert (setting.told is Told.BY_ROWS) or not setting.separates
+
+
+def names(chosen: Callable[[Setting], bool]) -> set[str]:
+    return {setting.name for setting in SETTINGS.values() if chosen(setting)}
+
+
+def test_records_say_what_a_setting_is_for() -> None:
+    """Against lists by hand, so that a record that says something else is noticed."""
+    pool = {"max_graphs", "max_graph_mib", "precapture", "async_capture"}
+    opening = pool | {"model", "load_format", "dtype", "device", "seed", "ops", "forward", "max_seq_len"}
+    assert names(lambda s: s.opens and Program.CLIENT in s.programs) == opening
+    assert names(lambda s: not s.decides) == {"resume", "json", "output_dir", "socket"}, "--resume may have others"
+    told = pool | {"seed", "share_buffers", "decode_tokens", "prompt_file"}
+    assert names(lambda s: s.told is Told.WHERE_UNUSUAL) == told
+    assert names(lambda s: s.told is Told.WHERE_DIFFERENT) == {"max_seq_len"}
+    assert {setting.name for setting in CHANGED} == pool | {"ops", "share_buffers"}
+    assert names(lambda s: not s.concerns(CASE1)) == pool | {"share_buffers", "socket", "ops", "forward", "engine"}
 
 
 def test_rows_are_separated_by_what_their_settings_say() -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hybridgraph.bench.directory import held_by_case
 from hybridgraph.bench.environment import record_not_run, run_id_of, why_ended
 from hybridgraph.bench.store import ResultFiles
-from hybridgraph.cases import CASE5, ENGINES, Case, Part, family, variant
+from hybridgraph.cases import ENGINES, Case, Part, family, variant
 from hybridgraph.cli import flags
-from hybridgraph.config import Config, EngineSettings, ModelSettings, ProtocolSettings, ServingSettings
+from hybridgraph.config import Config, EngineSettings, ModelSettings, ProtocolSettings, ServingSettings, Settings
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.threads import wait_passively_on_cpu
 from hybridgraph.settings import Program
@@ -44,11 +44,11 @@ def _description() -> str | None:
 def run_case(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a case of one process, in this one or in one of its engine's environment; returns the exit code."""
     config = parse_args(argv, Program.CASE, family(case), description=_description())
-    case, config = _with_engine(case, config)
+    case, config = _as_asked(case, config)
     from hybridgraph.sources.registry import measures_here, run_in_child
 
     if here := measures_here(case):
-        case = _measured(case, config, Program.CASE)
+        _say_unused(case, config, Program.CASE)
     with stop_signals_raise(), _reason_recorded(config, case):
         if not here:
             return run_in_child(config, case)  # which is started with the same flags
@@ -57,30 +57,25 @@ def run_case(case: Case, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _with_engine(case: Case, config: Config) -> tuple[Case, Config]:
-    """The case that ``--engine`` makes of ``case``, and the settings with its engine, whoever chose it."""
-    if Part.ENGINES not in case.parts:
-        return case, config
-    chosen = ENGINES[config.engine] if "engine" in config.given else case
-    if case not in (CASE5, chosen):
-        raise UserError(f"--engine {config.engine}: {case.title} was asked for by name")
-    (engine,) = (name for name, each in ENGINES.items() if each == chosen)
-    return variant(chosen, config.forward), replace(config, engine=engine)
+def _as_asked(case: Case, config: Config) -> tuple[Case, Config]:
+    """The case that flags make of ``case``, and the settings with its forward and engine, whoever chose them."""
+    chosen = (setting.name for setting in config.asked() if setting.part in (Part.FORWARDS, Part.ENGINES))
+    case = variant(case, **{name: getattr(config, name) for name in chosen})
+    engine = next((name for name, each in ENGINES.items() if each == case), config.engine)
+    return case, replace(config, forward=case.forward or config.forward, engine=engine)
+
+
+def _say_unused(case: Case, config: Settings, program: Program) -> None:
+    """Say which flags change nothing for ``case``, and are ignored."""
+    if unused := config.unused_by(program, case):
+        who = f"the generator of {case.title}" if program is Program.GENERATOR else case.title
+        say(f"{who} has no use for {', '.join(unused)}")
 
 
 def prepare(config: ModelSettings) -> None:
     """Make this process fit to import torch; raises UserError where it cannot be."""
     require_docstrings()
     wait_passively_on_cpu(config.device)
-
-
-def _measured(case: Case, config: Config, program: Program) -> Case:
-    """The variant of ``case`` that is asked for; says which flags change nothing for it, and are ignored."""
-    case = variant(case, config.forward)
-    if unused := config.unused_by(program, case):
-        who = f"the generator of {case.title}" if program is Program.GENERATOR else case.title
-        say(f"{who} has no use for {', '.join(unused)}")
-    return case
 
 
 def _opened(config: EngineSettings, case: Case) -> TokenSource:
@@ -98,7 +93,8 @@ def serve(case: Case, argv: Sequence[str] | None = None, *, background: bool = T
     config = parse_args(argv, Program.GENERATOR, family(case), description=_description())
     if not background:
         config = _without_background(config, case)
-    case = _measured(case, config, Program.GENERATOR)
+    case, config = _as_asked(case, config)
+    _say_unused(case, config, Program.GENERATOR)
     prepare(config)
     from hybridgraph.serving.server import serve as serve_engine
 
@@ -139,7 +135,8 @@ def _announce(state: str) -> None:
 def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
     """Measure a running generator; returns the exit code."""
     config = parse_args(argv, Program.CLIENT, family(case), description=_description())
-    case = _measured(case, config, Program.CLIENT)
+    case, config = _as_asked(case, config)
+    _say_unused(case, config, Program.CLIENT)
     if config.socket is None:
         raise UserError(f"--socket is missing: start a generator with: python {case.generator} --socket PATH")
     with _reason_recorded(config, case):
@@ -150,14 +147,14 @@ def run_client(case: Case, argv: Sequence[str] | None = None) -> int:
 @guarded(interrupted=INTERRUPTED)
 def run_pair(case: Case, argv: Sequence[str]) -> int:
     """Start a case's generator, measure it from this process, and stop what was started."""
-    config = flags.pair(case, argv)
-    served, case = case, _measured(case, config, Program.PAIR)
+    case, config = _as_asked(case, flags.pair(case, argv))
+    _say_unused(case, config, Program.PAIR)
     from hybridgraph.serving.pair import generator_process
 
     with stop_signals_raise(), _reason_recorded(config, case):
         say(f"starting {case.generator}")
         own = config.arguments(Program.GENERATOR, case)
-        with generator_process(case.generator, [MAIN, "serve", served.key, *own]) as path:
+        with generator_process(case.generator, [MAIN, "serve", case.key, *own]) as path:
             _measure_generator(path, config, case)
     return 0
 
