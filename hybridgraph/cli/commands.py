@@ -15,12 +15,12 @@ from hybridgraph.bench.store import ResultFiles
 from hybridgraph.cases import ENGINES, Case, Part, family, variant
 from hybridgraph.cli import flags
 from hybridgraph.config import Config, EngineSettings, ModelSettings, ProtocolSettings, ServingSettings, Settings
-from hybridgraph.errors import UserError, one_line
+from hybridgraph.errors import UserError
 from hybridgraph.machine.threads import wait_passively_on_cpu
 from hybridgraph.settings import Program
 from hybridgraph.system.command_line import parse_args
-from hybridgraph.system.console import IMPORTING, OutputLost, guarded, printing, progress_bars, say
-from hybridgraph.system.signals import stop_signals_raise
+from hybridgraph.system.console import IMPORTING, OutputLost, explained, guarded, printing, progress_bars, say
+from hybridgraph.system.signals import stop_signals_raise, told_to_stop
 from hybridgraph.system.surroundings import require_docstrings
 
 if TYPE_CHECKING:
@@ -229,9 +229,10 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
             yield
         except OutputLost:
             raise  # the case ran, and its rows are on disk
-        except (UserError, ModuleNotFoundError) as error:
-            with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
-                _record_reason(one_line(error), files, earlier, resumed=config.resume)
+        except Exception as error:
+            if not told_to_stop() and (reason := explained(error)) is not None:
+                with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
+                    _record_reason(reason, files, earlier, resumed=config.resume)
             raise
 
 

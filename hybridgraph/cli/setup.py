@@ -220,7 +220,7 @@ def _given_python(given: str, lists: Sequence[Path]) -> str:
     """The interpreter that the user has named, as a path; raises UserError where it lacks packages."""
     python = str(Path.cwd() / given) if "/" in given else (shutil.which(given) or given)
     os.environ[GIVEN_PYTHON] = python
-    if not _output_of(python, "-V"):
+    if not _output_of(python, "-c", "print(True)"):
         home = os.environ.get("PYTHONHOME")
         why = f" with PYTHONHOME={home}: unset that" if home else ""
         raise UserError(f"{GIVEN_PYTHON}={given} does not start{why}")

@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from typing import ParamSpec, TextIO
 
 from hybridgraph.errors import AlreadyTold, UserError, one_line
-from hybridgraph.system.signals import end_quietly, stop_signals_raise
+from hybridgraph.system.signals import end_quietly, stop_signals_raise, told_to_stop
 from hybridgraph.system.surroundings import broken_package, require_places
 
 IMPORTING = "importing torch"  # the first stage of whatever is opened
@@ -121,9 +121,8 @@ def guarded(*, interrupted: str) -> Callable[[Callable[_P, int]], Callable[_P, i
     def decorate(entry: Callable[_P, int]) -> Callable[_P, int]:
         @wraps(entry)
         def told(*args: _P.args, **kwargs: _P.kwargs) -> int:
-            received: list[int] = []
             try:
-                with stop_signals_raise(signal.SIGINT) as received:
+                with stop_signals_raise(signal.SIGINT):
                     require_places()
                     return entry(*args, **kwargs)
             except AlreadyTold:
@@ -132,7 +131,7 @@ def guarded(*, interrupted: str) -> Callable[[Callable[_P, int]], Callable[_P, i
                 end_quietly()
                 raise
             except BaseException as error:
-                if received or isinstance(error, KeyboardInterrupt):  # or whatever a library has made of it
+                if told_to_stop() or isinstance(error, KeyboardInterrupt):
                     say(interrupted)
                     end_quietly()
                     return 130

@@ -15,6 +15,7 @@ from typing import Any
 
 AGAIN_S = 0.01
 
+_received: list[int] = []  # what has ended a block by an exception, or was meant to
 _Handler = Callable[[int, "FrameType | None"], None]
 
 
@@ -71,26 +72,30 @@ class StopSignals:
 
 
 @contextmanager
-def stop_signals_raise(*numbers: int) -> Iterator[list[int]]:
-    """Signals (by default SIGINT, SIGTERM and SIGHUP) end this process by an exception; yields those that came.
+def stop_signals_raise(*numbers: int) -> Iterator[None]:
+    """Signals (by default SIGINT, SIGTERM and SIGHUP) end this process by an exception.
 
     So what it started is ended first. SIGINT raises KeyboardInterrupt, the others SystemExit. Those that are ignored
     stay ignored: SIGHUP under nohup, SIGINT of what a script has started in the background.
     """
-    received: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        _received.append(number)
         if not _put_off(number, frame):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     numbers = numbers or (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = _handle([number for number in numbers if signal.getsignal(number) != signal.SIG_IGN], leave)
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def told_to_stop() -> bool:
+    """Whether a signal has come that was to end this process, whatever a library has made of its exception."""
+    return bool(_received)
 
 
 def end_quietly() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hybridgraph.errors import UserError
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def require_places() -> None:
     """Raise UserError where there is no current directory, or nowhere to put temporary files."""
@@ -39,23 +41,18 @@ def broken_package(error: BaseException) -> str | None:
 
     Such as a numpy on PYTHONPATH that was built for another Python.
     """
-    importing = False
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = str(frame.f_globals.get("__name__", ""))
-        if name.startswith("importlib") or frame.f_code.co_filename.startswith("<frozen importlib"):
-            importing = True
-        elif importing and not name.startswith("hybridgraph"):
-            return _placed(name.partition(".")[0])
-        else:
-            importing = False
-    if isinstance(error, SyntaxError) and importing and error.filename:
-        return error.filename
-    return None
+    if isinstance(error, SyntaxError) and error.filename:
+        return None if Path(error.filename).is_relative_to(PACKAGE) else error.filename
+    names = [
+        str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
+    return _placed(names[-1]) if names and names[-1] not in ("hybridgraph", "__main__") else None
 
 
 def _placed(package: str) -> str:
-    module = sys.modules.get(package)
-    path = getattr(module, "__file__", None)
+    path = getattr(sys.modules.get(package), "__file__", None)
     if path is None and (spec := importlib.util.find_spec(package)):
         path = spec.origin
     on_path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
