@@ -6,13 +6,9 @@ python tests/sweep_architectures.py llama bamba      # some
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
-import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +18,6 @@ from typing import Any
 import torch
 from architectures import TIE
 from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hybridgraph.contract import Request, TokenSource
 from hybridgraph.engine.engine import HybridEngine

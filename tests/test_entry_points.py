@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import tiny_model
+from checkouts import alive
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -308,19 +310,45 @@ def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path: Path)
     assert lengths_in(output / "case1_baseline_p99.csv") == [10, 20]
 
 
+@pytest.mark.parametrize("script", ["case1_baseline.py", "case3_jit_only.py", "case4_jit_cuda_generator.py"])
+def test_ctrl_c_while_loading_is_told_in_one_line(script: str, tmp_path: Path) -> None:
+    seed = random.randrange(10_000)
+    after_s = random.Random(seed).uniform(0, 8)  # importing, loading, or measuring already
+    print(f"seed {seed}: after {after_s:.1f} s")
+    flags = ("--device", "cpu", "--seed", "7", "--output-dir", str(tmp_path / "output"), "--p99-iterations", "100000")
+    told = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, script, *flags], cwd=ROOT, env=ENVIRON, stderr=told, stdout=told, text=True
+    )
+
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: "libtorch" in maps.read_text(), "it imports torch", process)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and "Exception ignored" not in said
+    assert said.count("interrupted") == (0 if "generator" in script else 1)
+
+
 def test_ctrl_c_of_a_pair_leaves_no_generator(tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--prompt-lengths", "10,20", "--p99-iterations", "100000", "--precapture", "10,20")
     command = [str(ROOT / "run_case4_benchmark.sh"), *flags, "--output-dir", str(tmp_path)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRON, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    env = ENVIRON | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for_row(tmp_path / "case4_jit_cuda_ttft.csv", process)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # the session's process group is empty
+    assert not alive(f"TMPDIR={tmp_path}")
+
+
+def generator_of(pair: int) -> int:
+    """The process that a pair has started, behind its guard."""
+    for _ in range(2):
+        (pair,) = map(int, Path(f"/proc/{pair}/task/{pair}/children").read_text().split())
+    return pair
 
 
 def test_a_generator_that_is_killed_is_told_with_why_it_was(tmp_path: Path) -> None:
@@ -330,8 +358,7 @@ def test_a_generator_that_is_killed_is_told_with_why_it_was(tmp_path: Path) -> N
         cwd=ROOT, env=ENVIRON | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for_row(tmp_path / "output" / "case4_jit_cuda_ttft.csv", process)
-    (generator,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(generator), signal.SIGKILL)
+    os.kill(generator_of(process.pid), signal.SIGKILL)
     said = process.communicate(timeout=30)[1]
     reason = "the generator case4_jit_cuda_generator.py was ended by SIGKILL: most often the machine's memory is full"
     assert process.returncode == 2 and said.splitlines()[-1] == f"error: {reason}"
@@ -356,15 +383,22 @@ def test_a_pair_that_is_ended_takes_its_generator_with_it(number: signal.Signals
     said = process.communicate(timeout=30)[1]
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in said
-    wait_for(lambda: not alive(process.pid), "nothing of its group lives on")
+    wait_for(lambda: not alive(f"TMPDIR={tmp_path}"), "nothing of it lives on")
     assert not any(tmp_path.glob("hybridgraph-*"))
 
 
-def alive(group: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.killpg(group, 0)
-        return True
-    return False
+def test_a_stop_signal_ends_a_pair_whose_generator_is_stopped(tmp_path: Path) -> None:
+    flags = ("--device", "cpu", "--prompt-lengths", "10", "--p99-iterations", "100000", "--precapture", "10,20")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybridgraph", "pair", "case4", *flags, "--output-dir", str(tmp_path / "output")],
+        cwd=ROOT, env=ENVIRON | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_row(tmp_path / "output" / "case4_jit_cuda_ttft.csv", process)
+    os.kill(generator_of(process.pid), signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "killed" not in said, said
+    assert not alive(f"TMPDIR={tmp_path}") and not any(tmp_path.glob("hybridgraph-*"))
 
 
 def test_the_complete_run_ends_with_tables(tmp_path: Path) -> None:
