@@ -207,7 +207,7 @@ def test_generator_that_is_stopped_for_good_is_told_to_its_clients(what: str) ->
         try:
             told = f"^the generator at {generator.path} has said nothing for 0.5 s: it hangs, or was stopped$"
             with pytest.raises(GeneratorSilent, match=told):
-                GeneratorClient.connect(generator.path, script=SCRIPT, timeout_s=0.5)
+                GeneratorClient.connect(generator.path, script=SCRIPT, starting_timeout_s=0.5)
         finally:
             generator.process.send_signal(signal.SIGCONT)
 
@@ -239,7 +239,7 @@ def test_generator_that_is_stopped_and_full_of_newcomers_is_told_to_the_next() -
                     other.setblocking(False)
                     other.connect(str(generator.path))
             with pytest.raises(GeneratorSilent):
-                GeneratorClient.connect(generator.path, script=SCRIPT, timeout_s=0.5)
+                GeneratorClient.connect(generator.path, script=SCRIPT, starting_timeout_s=0.5)
         finally:
             generator.process.send_signal(signal.SIGCONT)
 

@@ -174,7 +174,7 @@ def test_counters_of_wrong_types_are_one_line(tmp_path: Path, capsys: pytest.Cap
 
 
 def connect(path: Path, timeout_s: float = 0.3) -> GeneratorClient:
-    return GeneratorClient.connect(path, script=SCRIPT, timeout_s=timeout_s)
+    return GeneratorClient.connect(path, script=SCRIPT, timeout_s=timeout_s, starting_timeout_s=timeout_s)
 
 
 def test_program_that_accepts_and_says_nothing_is_told() -> None:

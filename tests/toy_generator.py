@@ -1,9 +1,9 @@
 """A generator whose engine is arithmetic: the protocol and its faults are tested without a model.
 
     python tests/toy_generator.py SOCKET [--start-s S] [--silent-start] [--fail-start TEXT] [--hello-timeout S]
-                                         [--finish S] [--beat S]
+                                         [--finish S] [--beat S] [--harmless]
 
-Ids are harmless but for four: 6 and 7 make the engine raise, 8 makes each token take 50 ms, and 99 the first one 3 s.
+Without --harmless four ids are not: 6 and 7 make the engine raise, 8 makes each token take 50 ms, 99 the first one 3 s.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridgraph.contract import Report, Request, SourceInfo
 from hybridgraph.errors import UserError
 from hybridgraph.serving.server import Timeouts, serve
 from hybridgraph.system.console import OnProgress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VOCAB_SIZE, MAX_SEQ_LEN = 100, 600
 BREAKS_FOR_GOOD, BREAKS, SLOW, LONG_CALL = 6, 7, 8, 99
@@ -32,7 +36,8 @@ def toy_answer(prompt_ids: list[int], count: int, seed: int) -> list[int]:
 class ToyEngine:
     is_capturing = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, harmless: bool = False) -> None:
+        self.harmless = harmless
         self.info = SourceInfo(
             model="toy",
             dtype="none",
@@ -44,6 +49,7 @@ class ToyEngine:
         )
         self.abandoned = 0
         self.broken = False
+        self.static: dict[str, Tensor] = {}
 
     def check(self, request: Request) -> None:
         if not request.prompt_ids:
@@ -57,19 +63,43 @@ class ToyEngine:
     def stream(self, request: Request, emit: Callable[[int], None]) -> Report:
         self.check(request)
         self.abandoned += 1
-        if LONG_CALL in request.prompt_ids:
+        does = set() if self.harmless else {*request.prompt_ids}
+        if LONG_CALL in does:
             time.sleep(LONG_CALL_S)
         for token_id in toy_answer(request.prompt_ids, request.max_new_tokens, request.seed):
-            if BREAKS in request.prompt_ids:
+            if BREAKS in does:
                 raise RuntimeError("the engine broke\non two lines")
-            if BREAKS_FOR_GOOD in request.prompt_ids:
+            if BREAKS_FOR_GOOD in does:
                 self.broken = True
                 raise RuntimeError("device-side assert")
-            if SLOW in request.prompt_ids:
+            if SLOW in does:
                 time.sleep(TOKEN_S)
             emit(token_id)
         self.abandoned -= 1
         return Report(device_ms=1.5, graph_path="exact")
+
+    def hold(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        import torch  # here: a toy that lends nothing starts at once
+
+        if not self.static:
+            sizes = {"ids": MAX_SEQ_LEN, "last": 1, "token": 1, "position": 1, "logits": VOCAB_SIZE}
+            self.static = {name: torch.zeros(size, dtype=torch.int64) for name, size in sizes.items()}
+        return self.static
+
+    def replay_prefill(self, length: int) -> Report:
+        if not 1 <= length <= MAX_SEQ_LEN:
+            raise UserError(f"a prompt of {length} ids: from 1 to {MAX_SEQ_LEN}")
+        self.static["logits"].fill_(int(self.static["ids"][:length].sum()) % VOCAB_SIZE)
+        return Report(graph_path="exact")
+
+    def replay_decode(self) -> None:
+        self.static["logits"].add_(self.static["token"]).remainder_(VOCAB_SIZE)
+
+    def forget_overflow(self) -> bool:
+        return False
 
     def require_usable(self) -> None:
         if self.broken:
@@ -88,6 +118,7 @@ def main() -> int:
     parser.add_argument("--start-s", type=float, default=0.0)
     parser.add_argument("--silent-start", action="store_true")
     parser.add_argument("--fail-start")
+    parser.add_argument("--harmless", action="store_true")
     parser.add_argument("--hello-timeout", type=float, default=5.0)
     parser.add_argument("--finish", type=float, default=1.0)
     parser.add_argument("--beat", type=float, default=5.0)
@@ -102,7 +133,7 @@ def main() -> int:
             time.sleep(0.01)
         if options.fail_start:
             raise UserError(options.fail_start)
-        return ToyEngine()
+        return ToyEngine(harmless=options.harmless)
 
     try:
         return serve(

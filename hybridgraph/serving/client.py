@@ -37,9 +37,10 @@ from hybridgraph.serving.ipc.messages import (
 )
 from hybridgraph.system.console import OnProgress, nobody
 
-# What a generator may say nothing for: several times what lies between two of its heartbeats. One that ends is noticed
-# at once.
+# What a generator may say nothing for, several times what lies between two of its heartbeats. While it starts, a driver
+# that does too, or a library on a slow disk, can keep all of its threads from running.
 TIMEOUT_S = 25.0
+STARTING_TIMEOUT_S = 60.0
 
 OnQueued = Callable[[int], None]  # how many requests are ahead
 
@@ -73,14 +74,22 @@ class GeneratorLink:
 
     @classmethod
     def open(
-        cls, path: Path, *, script: str, timeout_s: float, on_progress: OnProgress, on_queued: OnQueued
+        cls,
+        path: Path,
+        *,
+        script: str,
+        timeout_s: float,
+        starting_timeout_s: float,
+        on_progress: OnProgress,
+        on_queued: OnQueued,
     ) -> tuple[GeneratorLink, Ready]:
         """Connect, and wait until the generator is ready; raises UserError."""
-        link = cls(path, _connected(path, script, timeout_s), on_queued)
+        link = cls(path, _connected(path, script, starting_timeout_s), on_queued)
         try:
             link.send(HELLO)
             ready = link.wait_for(Ready, on_progress=on_progress)
             require_usable(ready.info, f"the generator at {path}")
+            link.channel.set_timeout(timeout_s)
             return link, ready
         except BaseException:
             link.channel.close()
@@ -190,16 +199,22 @@ class GeneratorClient:
         *,
         script: str,
         timeout_s: float = TIMEOUT_S,
+        starting_timeout_s: float = STARTING_TIMEOUT_S,
         on_progress: OnProgress = nobody,
         on_queued: OnQueued = nobody,
     ) -> GeneratorClient:
         """Wait until the generator at ``path`` is ready, with its progress in ``on_progress``.
 
         ``script`` is named to the user where there is no generator. Raises UserError, then and later, where
-        there is none any more, or it gives no sign of life for ``timeout_s``.
+        there is none any more, or it gives no sign of life for ``timeout_s`` (``starting_timeout_s`` until it is ready).
         """
         opened = GeneratorLink.open(
-            path, script=script, timeout_s=timeout_s, on_progress=on_progress, on_queued=on_queued
+            path,
+            script=script,
+            timeout_s=timeout_s,
+            starting_timeout_s=starting_timeout_s,
+            on_progress=on_progress,
+            on_queued=on_queued,
         )
         return cls(*opened)
 

@@ -353,7 +353,7 @@ class Server:
         try:
             if len(ahead) >= MAX_WAITING_PER_CLIENT:
                 raise UserError(f"{MAX_WAITING_PER_CLIENT} requests of this client wait already")
-            if job.num_ids + sum(other.num_ids for other in ahead) > MAX_WAITING_IDS:
+            if ahead and job.num_ids + sum(other.num_ids for other in ahead) > MAX_WAITING_IDS:
                 raise UserError(f"with it more than {MAX_WAITING_IDS} prompt ids of this client would wait")
             if isinstance(job.message, Generate) and self._engine and not self._queue.is_free:
                 self._engine.check(job.message.request)  # now: it need not wait for what cannot be

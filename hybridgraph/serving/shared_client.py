@@ -21,7 +21,7 @@ from hybridgraph.engine.inputs import StagedInput
 from hybridgraph.engine.ops.select import dynamic_ops
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.timing import DeviceTimer
-from hybridgraph.serving.client import TIMEOUT_S, GeneratorLink, OnQueued
+from hybridgraph.serving.client import STARTING_TIMEOUT_S, TIMEOUT_S, GeneratorLink, OnQueued
 from hybridgraph.serving.ipc.buffers import SHARED_NAMES, import_tensor
 from hybridgraph.serving.ipc.messages import (
     DecodeStep,
@@ -60,12 +60,18 @@ class SharedBufferClient:
         *,
         script: str,
         timeout_s: float = TIMEOUT_S,
+        starting_timeout_s: float = STARTING_TIMEOUT_S,
         on_progress: OnProgress = nobody,
         on_queued: OnQueued = nobody,
     ) -> SharedBufferClient:
         """Wait until the generator is ready and has lent its buffers; raises UserError, then and later."""
         link, ready = GeneratorLink.open(
-            path, script=script, timeout_s=timeout_s, on_progress=on_progress, on_queued=on_queued
+            path,
+            script=script,
+            timeout_s=timeout_s,
+            starting_timeout_s=starting_timeout_s,
+            on_progress=on_progress,
+            on_queued=on_queued,
         )
         try:
             return cls(link, ready, _import_buffers(link))

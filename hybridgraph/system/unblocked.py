@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Literal, TextIO
 
 MAX_KEPT_BYTES = 1 << 16  # of text that could not be written yet
-DRAIN_S = 1.0  # what a reader is given to take the last messages
+DRAIN_S = 0.5  # what a reader is given to take the last messages
 
 
 class UnblockedStream(io.TextIOBase):

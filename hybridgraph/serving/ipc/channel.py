@@ -83,8 +83,12 @@ class ClientChannel:
         """Own ``connection`` from here on; ``timeout_s``: how long the generator may say or accept nothing."""
         self._socket = connection
         self._reader = FrameReader()
+        self.set_timeout(timeout_s)
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """Change how long the generator may say or accept nothing."""
         self.timeout_s = timeout_s
-        _set_timeouts(connection, timeout_s)
+        _set_timeouts(self._socket, timeout_s)
 
     @classmethod
     def connect(cls, path: Path, *, timeout_s: float) -> ClientChannel:
