@@ -205,8 +205,8 @@ class GeneratorClient:
     ) -> GeneratorClient:
         """Wait until the generator at ``path`` is ready, with its progress in ``on_progress``.
 
-        ``script`` is named to the user where there is no generator. Raises UserError, then and later, where
-        there is none any more, or it gives no sign of life for ``timeout_s`` (``starting_timeout_s`` until it is ready).
+        ``script`` is named to the user where there is no generator. Raises UserError, then and later, where there is
+        none any more, or it gives no sign of life: for ``starting_timeout_s``, once it is ready for ``timeout_s``.
         """
         opened = GeneratorLink.open(
             path,
