@@ -27,7 +27,7 @@ from hybridgraph.sources.checkpoint import Checkpoint, open_checkpoint
 from hybridgraph.sources.introspection import Arguments, parameters_of
 from hybridgraph.sources.outside import OutsideSource, explained
 from hybridgraph.sources.tensorrt_llm import TensorRTLLM, check_driver, sampling_arguments
-from hybridgraph.system.console import nobody
+from hybridgraph.system.console import no_op
 
 INFO = SourceInfo(
     model="m", dtype="float16", load_format="dummy", device="d", vocab_size=100, max_seq_len=64, special_ids=(2,)
@@ -240,7 +240,7 @@ KNOWN = {
 def open_foreign(config: Config) -> TokenSource:
     """The engine of another environment, in this process."""
     case = ENGINES[config.engine]
-    return registry.ENGINES[case.engine].load_opener()(config, case, nobody)
+    return registry.ENGINES[case.engine].load_opener()(config, case, no_op)
 
 
 def outside_answer(

@@ -18,7 +18,7 @@ from hybridgraph.serving.client import GeneratorClient, OnQueued
 from hybridgraph.serving.ipc.address import fresh_socket_path, remove_left_behind
 from hybridgraph.serving.ipc.channel import ClientChannel
 from hybridgraph.serving.ipc.messages import HELLO, LENGTH_PREFIX, Generate, Ready, ToClient
-from hybridgraph.system.console import nobody
+from hybridgraph.system.console import no_op
 
 SCRIPT = "case4_jit_cuda_generator.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +71,7 @@ def surviving_toy(*options: str) -> Iterator[Path]:
 
 
 @contextmanager
-def client_of(path: Path, on_queued: OnQueued = nobody, timeout_s: float = TIMEOUT_S) -> Iterator[GeneratorClient]:
+def client_of(path: Path, on_queued: OnQueued = no_op, timeout_s: float = TIMEOUT_S) -> Iterator[GeneratorClient]:
     with closing(GeneratorClient.connect(path, script=SCRIPT, timeout_s=timeout_s, on_queued=on_queued)) as client:
         yield client
 

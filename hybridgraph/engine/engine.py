@@ -41,14 +41,14 @@ from hybridgraph.engine.settings import EngineOptions
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.machine.timing import Stopwatch, on_device
 from hybridgraph.models.loading import LoadedModel, device_called, load_model, oom_as_user_error
-from hybridgraph.system.console import OnProgress, nobody
+from hybridgraph.system.console import OnProgress, no_op
 
 
 class HybridEngine(AbstractContextManager["HybridEngine"]):
     """Answers requests one at a time, in one thread: ``stream`` calls back, ``generate`` is read."""
 
     def __init__(
-        self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: OnProgress = nobody
+        self, loaded: LoadedModel, options: EngineOptions, info: SourceInfo, progress: OnProgress = no_op
     ) -> None:
         if options.positions > loaded.max_positions:
             raise UserError(f"{options.positions} positions exceed the {loaded.max_positions} of {loaded.name}")
@@ -89,7 +89,7 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         dtype: str = "float16",
         device: str = "cuda",
         seed: int = 0,
-        progress: OnProgress = nobody,
+        progress: OnProgress = no_op,
         **options: Any,
     ) -> HybridEngine:
         """Load ``model`` and build an engine of it; ``options`` are those of EngineOptions.

@@ -35,7 +35,7 @@ from hybridgraph.serving.ipc.messages import (
     Token,
     ToServer,
 )
-from hybridgraph.system.console import OnProgress, nobody
+from hybridgraph.system.console import OnProgress, no_op
 
 # What a generator may say nothing for, several times what lies between two of its heartbeats. While it starts, a driver
 # that does too, or a library on a slow disk, can keep all of its threads from running.
@@ -119,7 +119,7 @@ class GeneratorLink:
         kind: type[_Reply],
         *,
         request_id: int | None = None,
-        on_progress: OnProgress = nobody,
+        on_progress: OnProgress = no_op,
         descriptors: list[int] | None = None,
     ) -> _Reply:
         """The next message of type ``kind``; raises UserError where ``request_id`` or the connection failed instead."""
@@ -200,8 +200,8 @@ class GeneratorClient:
         script: str,
         timeout_s: float = TIMEOUT_S,
         starting_timeout_s: float = STARTING_TIMEOUT_S,
-        on_progress: OnProgress = nobody,
-        on_queued: OnQueued = nobody,
+        on_progress: OnProgress = no_op,
+        on_queued: OnQueued = no_op,
     ) -> GeneratorClient:
         """Wait until the generator at ``path`` is ready, with its progress in ``on_progress``.
 

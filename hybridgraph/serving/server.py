@@ -50,7 +50,7 @@ from hybridgraph.serving.ipc.messages import (
 )
 from hybridgraph.serving.log import BoundedLog
 from hybridgraph.serving.queue import FairQueue, Job
-from hybridgraph.system.console import OnProgress, nobody, say
+from hybridgraph.system.console import OnProgress, no_op, say
 from hybridgraph.system.signals import Stopped, StopSignals
 from hybridgraph.system.unblocked import unblocked
 
@@ -83,8 +83,8 @@ def serve(
     path: Path | None,
     open_engine: Callable[[OnProgress], HybridEngine],
     *,
-    on_listening: Callable[[Path], None] = nobody,
-    on_ready: Callable[[], None] = nobody,
+    on_listening: Callable[[Path], None] = no_op,
+    on_ready: Callable[[], None] = no_op,
     log: Callable[[str], None] = log_to_stderr,
     timeouts: Timeouts = Timeouts(),
 ) -> int:

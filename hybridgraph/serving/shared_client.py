@@ -32,7 +32,7 @@ from hybridgraph.serving.ipc.messages import (
     Share,
     Shared,
 )
-from hybridgraph.system.console import OnProgress, nobody
+from hybridgraph.system.console import OnProgress, no_op
 
 
 class SharedBufferClient:
@@ -61,8 +61,8 @@ class SharedBufferClient:
         script: str,
         timeout_s: float = TIMEOUT_S,
         starting_timeout_s: float = STARTING_TIMEOUT_S,
-        on_progress: OnProgress = nobody,
-        on_queued: OnQueued = nobody,
+        on_progress: OnProgress = no_op,
+        on_queued: OnQueued = no_op,
     ) -> SharedBufferClient:
         """Wait until the generator is ready and has lent its buffers; raises UserError, then and later."""
         link, ready = GeneratorLink.open(

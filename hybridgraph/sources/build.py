@@ -17,7 +17,7 @@ from hybridgraph.machine.device import describe, device_name, existing_device, m
 from hybridgraph.models.loading import LoadedModel, load_model
 from hybridgraph.models.shapes import DEFAULT_CPU_MODEL, DEFAULT_GPU_MODEL
 from hybridgraph.settings import parse_lengths
-from hybridgraph.system.console import OnProgress, nobody, say
+from hybridgraph.system.console import OnProgress, no_op, say
 
 
 def resolve(config: EngineSettings) -> tuple[EngineSettings, torch.device]:
@@ -41,7 +41,7 @@ def default_model(device: torch.device) -> str:
 
 
 def load(
-    config: EngineSettings, case: Case, progress: OnProgress = nobody
+    config: EngineSettings, case: Case, progress: OnProgress = no_op
 ) -> tuple[LoadedModel, SourceInfo, EngineSettings]:
     """Load the model on the device that ``config`` means; returns it, what both are, and ``config`` resolved."""
     resolved, device = resolve(config)
@@ -64,7 +64,7 @@ def load(
     return loaded, info, resolved
 
 
-def open_engine(config: EngineSettings, case: Case, progress: OnProgress = nobody) -> HybridEngine:
+def open_engine(config: EngineSettings, case: Case, progress: OnProgress = no_op) -> HybridEngine:
     """The engine of a case, ready to answer."""
     loaded, info, resolved = load(config, case, progress)
     assert resolved.ops is not None and case.forward is not None

@@ -21,7 +21,7 @@ from hybridgraph.contract import TokenSource
 from hybridgraph.errors import UserError
 from hybridgraph.machine.driver import find_gpu
 from hybridgraph.sources.supervised import Deadlines, SupervisedSource, is_child, run_supervised
-from hybridgraph.system.console import OnProgress, nobody
+from hybridgraph.system.console import OnProgress, no_op
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,7 +113,7 @@ def run_in_child(config: EngineSettings, case: Case) -> int:
     return run_supervised(command, title=case.title, deadlines=deadlines)
 
 
-def open_source(config: EngineSettings, case: Case, progress: OnProgress = nobody) -> TokenSource:
+def open_source(config: EngineSettings, case: Case, progress: OnProgress = no_op) -> TokenSource:
     """The engine of ``case``, loaded and ready, in this process; raises UserError where it cannot be."""
     engine = ENGINES[case.engine]
     if engine.environment is None:

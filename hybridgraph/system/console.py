@@ -24,8 +24,8 @@ IMPORTING = "importing torch"  # the first stage of whatever is opened
 OnProgress = Callable[[str, int, int], None]  # stage, done, total (0: unknown)
 
 
-def nobody(*_: object) -> None:
-    """A callback nobody listens to."""
+def no_op(*_: object) -> None:
+    """Do nothing: a callback for those who do not listen."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def progress_bars(*, ticking: bool = False, shown: bool = True) -> Iterator[OnPr
     thread, which would wake up inside a measurement; ``shown``: whether anything is shown at all.
     """
     if not (shown and on_terminal()):
-        yield nobody
+        yield no_op
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn

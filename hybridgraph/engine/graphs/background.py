@@ -13,7 +13,7 @@ import torch
 
 from hybridgraph.engine.graphs.pool import GraphPool
 from hybridgraph.machine.timing import on_device
-from hybridgraph.system.console import nobody, say
+from hybridgraph.system.console import no_op, say
 
 SWITCH_INTERVAL_S = 1e-4
 EXIT_S = 5.0  # what a capture is given to end by where the process does
@@ -104,7 +104,7 @@ class BackgroundCapture:
                 while not self._stopping and (length := self._pool.next_wanted()) is not None:
                     self._capture(length)
                 self._working = False
-        self._pool.lock.on_release = nobody  # else a dropped engine's weights would wait for the collector
+        self._pool.lock.on_release = no_op  # else a dropped engine's weights would wait for the collector
 
     def _capture(self, length: int) -> None:
         try:

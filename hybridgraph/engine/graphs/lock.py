@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from hybridgraph.machine.timing import on_device
-from hybridgraph.system.console import nobody
+from hybridgraph.system.console import no_op
 
 
 class EngineLock:
@@ -24,7 +24,7 @@ class EngineLock:
 
     def __init__(self, device: torch.device) -> None:
         self.against_requests = threading.Lock()
-        self.on_release: Callable[[], None] = nobody
+        self.on_release: Callable[[], None] = no_op
         self._device = device
         self._depth = 0
         self._entered: AbstractContextManager[object] = nullcontext()
