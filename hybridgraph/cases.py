@@ -20,6 +20,7 @@ class Part(Enum):
     OPS = auto()  # dynamic operations of ours
     GRAPHS = auto()  # a generator with a rolling pool of graphs
     FORWARDS = auto()  # a choice of forwards, each a case of its own
+    FUSED = auto()  # the fused forward
     ENGINES = auto()  # a choice of engines that are not ours, each a case of its own
 
 
@@ -58,6 +59,7 @@ class Case:
             Part.OPS: self.ops is not None,
             Part.GRAPHS: bool(self.generator),
             Part.FORWARDS: len({case.forward for case in family(self)}) > 1,
+            Part.FUSED: self.forward == "fused",
             Part.ENGINES: len({case.engine for case in family(self)}) > 1,
         }
         return frozenset(part for part, has in found.items() if has)

@@ -24,6 +24,7 @@ LOAD_FORMATS = ("dummy", "auto")
 DTYPES = ("float16", "bfloat16", "float32")
 OPS = ("torchscript", "inductor", "native", "fused")
 FORWARDS = ("hf", "fused")
+WEIGHTS = ("plain", "packed", "auto")
 MAX_PAUSE_MS = 60_000
 DEFAULT_MAX_SEQ_LEN = 512
 
@@ -232,6 +233,16 @@ class EngineSettings(ModelSettings):
             choices=FORWARDS,
             part=Part.FORWARDS,
             programs=OPENING - {Program.STUDY},
+            told=Told.BY_ROWS,
+        ),
+    )
+    weights: str = _setting(
+        "plain",
+        _opening(
+            "what the fused forward reads: plain: 16 bits a weight; packed: 12, without loss, beside the plain ones; "
+            "auto: packed where that is possible and pays",
+            choices=WEIGHTS,
+            part=Part.FUSED,
             told=Told.BY_ROWS,
         ),
     )

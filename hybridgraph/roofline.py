@@ -41,6 +41,7 @@ class ModelShape:
     head_dim: int
     vocab_size: int
     bytes_per_element: int
+    weight_bits: int | None = None  # of a weight as it is read, where it is packed
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], dtype: str) -> ModelShape | None:
@@ -79,7 +80,8 @@ class ModelShape:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights one forward must read: layers and output projection (Llama-2-7B in fp16: 13.2 GB)."""
-        return (self.num_layers * self.layer_params + self.head_params) * self.bytes_per_element
+        bits = self.weight_bits or 8 * self.bytes_per_element
+        return (self.num_layers * self.layer_params + self.head_params) * bits // 8
 
     def kv_bytes(self, context: int) -> int:
         """Bytes of keys and values of ``context`` positions in all layers."""

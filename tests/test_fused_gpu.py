@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hybridgraph.engine.forward.fused import WEIGHTS, FusedForward
+from hybridgraph.engine.forward.fused import FusedForward
 from hybridgraph.models.loading import load_model
 
 pytestmark = pytest.mark.gpu
@@ -63,7 +63,7 @@ def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedM
     return half, full
 
 
-@pytest.fixture(params=WEIGHTS[:2])
+@pytest.fixture(params=["plain", "packed"])
 def opened(request: pytest.FixtureRequest, models: tuple[PreTrainedModel, PreTrainedModel]) -> FusedForward:
     """The fused forward over the half-precision weights, plain and packed."""
     if request.param == "packed" and torch.cuda.get_device_capability() != (9, 0):

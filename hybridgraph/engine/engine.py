@@ -61,7 +61,9 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
             self._buffers = _allocate_buffers(loaded, ops, options.positions)
             self._device = self._buffers.logits.device  # which has a number
             lock = EngineLock(self._device)
-            static = open_static_operations(loaded.module, options.forward, self._buffers, capturable=captured)
+            static = open_static_operations(
+                loaded.module, options.forward, self._buffers, capturable=captured, weights=options.weights
+            )
             progress("compiling dynamic operations", 0, 1)
             ops.compile(self._buffers)
             self._facts: dict[str, Any] = {"kernels": static.kernels, "ops_compile_ms": watch.lap_ms()}
@@ -77,7 +79,12 @@ class HybridEngine(AbstractContextManager["HybridEngine"]):
         self._closed = False
         backend = pool.backend.name if pool else "none"
         self.info = replace(
-            info, max_seq_len=options.positions, graph_backend=backend, ops=options.ops, forward=options.forward
+            info,
+            max_seq_len=options.positions,
+            graph_backend=backend,
+            ops=options.ops,
+            forward=options.forward if static.weight_bits is None else f"{options.forward}, packed weights",
+            shape=info.shape and replace(info.shape, weight_bits=static.weight_bits),
         )
 
     @classmethod

@@ -27,6 +27,7 @@ class EngineOptions:
 
     ops: str = "fused"
     forward: str = EngineSettings.forward
+    weights: str = EngineSettings.weights
     graphs: str = "padded"
     precapture: InitVar[Iterable[int] | None] = None  # None: of Case 4's, those that fit
     lengths: tuple[int, ...] = field(init=False)  # to capture before serving, ascending
@@ -59,6 +60,8 @@ class EngineOptions:
                 record.require(getattr(self, option.name), option.name)
         if self.graphs not in GRAPHS:
             raise UserError(f"graphs {self.graphs!r}: one of {', '.join(GRAPHS)}")
+        if self.weights != EngineSettings.weights and self.forward != "fused":
+            raise UserError(f"weights {self.weights!r}: forward 'fused' alone reads them, not {self.forward!r}")
         object.__setattr__(self, "lengths", self._lengths(precapture))
 
     def _lengths(self, precapture: Any) -> tuple[int, ...]:

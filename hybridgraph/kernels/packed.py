@@ -25,7 +25,8 @@ from torch import Tensor
 
 GROUP = 16  # rows of a tile
 STEP = 64  # columns of a tile
-TILE_BYTES = GROUP * STEP * 12 // 8
+PACKED_BITS = 12
+TILE_BYTES = GROUP * STEP * PACKED_BITS // 8
 SCALE = 8.0  # what is packed is the weight times this
 LARGEST = 65504.0 / SCALE  # an exception's limit: times SCALE it is a float16, too
 IN_PLACE = 0xBFF8  # bits of a half that are kept where they are: sign, four of the exponent, seven of the mantissa

@@ -51,7 +51,7 @@ def _wrong_with(info: SourceInfo) -> str:
         return f"{info.max_seq_len} positions"
     if any(not 0 <= token_id < MAX_COUNT for token_id in info.special_ids):
         return f"special ids {info.special_ids}"
-    if info.shape and any(not 1 <= size < MAX_COUNT for size in astuple(info.shape)):
+    if info.shape and any(not 1 <= size < MAX_COUNT for size in astuple(info.shape) if size is not None):
         return f"{info.shape}"
     if info.rates and any(not (math.isfinite(rate) and rate > 0) for rate in astuple(info.rates) if rate is not None):
         return f"{info.rates}"

@@ -71,6 +71,7 @@ def open_engine(config: EngineSettings, case: Case, progress: OnProgress = no_op
     options = EngineOptions(
         ops=resolved.ops,
         forward=case.forward,
+        weights=resolved.weights if case.forward == "fused" else EngineSettings.weights,
         graphs=case.graphs,
         precapture=_precapture(resolved, case),
         max_graphs=config.max_graphs,

@@ -18,12 +18,11 @@ from transformers import PreTrainedModel
 
 from hybridgraph.engine.compilers import require_triton_compiles
 from hybridgraph.engine.forward.protocol import KVCache
-from hybridgraph.engine.forward.weights import LayerWeights, merge_weights, pack_weights, why_not_packed
+from hybridgraph.engine.forward.weights import CannotPack, LayerWeights, merge_weights, pack_weights, why_not_packed
 from hybridgraph.errors import UserError
+from hybridgraph.kernels.packed import PACKED_BITS
 from hybridgraph.kernels.protocol import Kernels, Slots
 from hybridgraph.kernels.select import kernels_for
-
-WEIGHTS = ("plain", "packed", "auto")  # auto: packed where that is possible and pays
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,10 @@ class FusedForward:
     """
 
     supports_chunks = True
+    weight_bits: int | None = None
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels | None = None, *, weights: str = "plain") -> None:
-        """``weights``: one of WEIGHTS; what is read for single rows. ``packed`` raises UserError where it cannot be."""
+        """``weights``: as the setting of that name. ``packed`` raises CannotPack where they cannot be."""
         self._weights = merge_weights(model)
         self._heads = self._weights.heads
         like = self._weights.embedding
@@ -55,8 +55,9 @@ class FusedForward:
         self.why_plain = self._why_plain(weights)
         if self.why_plain is None:
             self._weights = pack_weights(self._weights)
+            self.weight_bits = PACKED_BITS
         elif weights == "packed":
-            raise UserError(f"--weights packed: {self.why_plain}")
+            raise CannotPack(self.why_plain)
         self.kernels = self._kernels.name
         if like.is_cuda and self.kernels != "torch":
             require_triton_compiles("the fused forward")

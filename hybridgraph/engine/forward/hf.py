@@ -26,6 +26,7 @@ class StaticHFForward:
     """
 
     kernels = "torch"
+    weight_bits = None
     reads_masked = True
     supports_chunks = False
 
@@ -136,6 +137,7 @@ class EagerHFForward:
     """
 
     kernels = "torch"
+    weight_bits = None
     reads_masked = False
     supports_chunks = False
 

@@ -41,6 +41,11 @@ class Forward(Protocol):
         ...
 
     @property
+    def weight_bits(self) -> int | None:
+        """Bits of a weight that a decode step reads, where they are fewer than those of the model's precision."""
+        ...
+
+    @property
     def reads_masked(self) -> bool:
         """Whether a decode step multiplies what lies behind its position by zero: NaN there would spoil it."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +14,10 @@ from transformers import PreTrainedModel
 from hybridgraph.engine.buffers import StaticBuffers
 from hybridgraph.engine.forward.hf import EagerHFForward, StaticHFForward
 from hybridgraph.engine.forward.static import StaticOperations
+from hybridgraph.engine.forward.weights import CannotPack
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.models.faults import model_fault
+from hybridgraph.system.console import say
 
 PROBES = 3  # prompts at each place, of which one has to get the right logits
 # How far two right forwards may be apart, in eps. Rounding errors add up over layers as a random walk does: two of 32
@@ -36,9 +39,9 @@ Opener = Callable[[PreTrainedModel, StaticBuffers], StaticOperations]
 
 
 def open_static_operations(
-    module: PreTrainedModel, forward: str, buffers: StaticBuffers, *, capturable: bool
+    module: PreTrainedModel, forward: str, buffers: StaticBuffers, *, capturable: bool, weights: str = "plain"
 ) -> StaticOperations:
-    """Bind the forward called so (``hf`` or ``fused``) over ``module``'s weights to ``buffers``.
+    """Bind the forward called so (``hf`` or ``fused``) over ``module``'s ``weights`` to ``buffers``.
 
     Raises UserError where the forward does not cover the architecture, or does not answer as the module does when its
     own ``generate()`` calls it. It says what else measures the model: that has been tried.
@@ -46,24 +49,27 @@ def open_static_operations(
     plain = StaticOperations(EagerHFForward(module), buffers)
     if forward == "hf" and not capturable:
         return plain
+    opener = partial(_open_fused, weights=weights) if forward == "fused" else _open_hf
     try:
-        return _proven(OPENERS[forward], module, buffers, plain)
+        return _proven(opener, module, buffers, plain)
+    except CannotPack:
+        raise
     except UserError as refusal:
         instead = _what_else(module, forward, buffers, plain, capturable=capturable)
         raise UserError(f"{refusal}: {instead}") from None
 
 
-def _open_fused(module: PreTrainedModel, buffers: StaticBuffers) -> StaticOperations:
+def _open_fused(module: PreTrainedModel, buffers: StaticBuffers, weights: str) -> StaticOperations:
     from hybridgraph.engine.forward.fused import FusedForward
 
-    return StaticOperations(FusedForward(module), buffers)
+    forward = FusedForward(module, weights=weights)
+    if weights == "auto" and forward.why_plain is not None:
+        say(f"weights stay plain: {forward.why_plain}")
+    return StaticOperations(forward, buffers)
 
 
 def _open_hf(module: PreTrainedModel, buffers: StaticBuffers) -> StaticOperations:
     return StaticOperations(StaticHFForward(module, buffers.positions), buffers)
-
-
-OPENERS: dict[str, Opener] = {"hf": _open_hf, "fused": _open_fused}
 
 
 def _proven(

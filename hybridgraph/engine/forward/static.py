@@ -15,6 +15,7 @@ class StaticOperations:
 
     def __init__(self, forward: Forward, buffers: StaticBuffers) -> None:
         self.kernels = forward.kernels
+        self.weight_bits = forward.weight_bits
         self.supports_chunks = forward.supports_chunks
         self._forward = forward
         self._buffers = buffers

@@ -25,6 +25,13 @@ from hybridgraph.kernels.protocol import HeadNorms, Heads, Matrix, plain_of
 COVERED = ("llama", "mistral", "qwen2", "qwen3")
 
 
+class CannotPack(UserError):
+    """Packed weights were asked for, and cannot be had."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"--weights packed: {why}: use --weights plain or auto")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
     """One decoder layer. Matrices are [outputs, inputs], as nn.Linear keeps them, or packed of such."""
@@ -100,11 +107,11 @@ def why_not_packed(weights: ModelWeights) -> str | None:
 
 
 def pack_weights(weights: ModelWeights) -> ModelWeights:
-    """``weights`` with every matrix packed, one after another, and kept; raises UserError where one cannot be."""
+    """``weights`` with every matrix packed, one after another, and kept; raises CannotPack where one cannot be."""
     try:
         return replace(weights, layers=tuple(map(_pack_layer, weights.layers)), head=_pack(weights.head))
     except ValueError as error:
-        raise UserError(f"--weights packed: {error}") from None
+        raise CannotPack(str(error)) from None
 
 
 def _pack_layer(layer: LayerWeights) -> LayerWeights:
