@@ -1,7 +1,9 @@
 """The measuring loop and the files it leaves, over a source that only counts."""
 
 import csv
+import gzip
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -200,9 +202,28 @@ def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(tmp_path: Path) -> N
     assert len(rows(tmp_path / "case1_baseline_p99.csv")) == 2
 
 
+def test_read_samples_of_a_gzipped_file_are_those_of_the_plain_one(tmp_path: Path) -> None:
+    measure(CountingSource(), config(tmp_path), CASE1)
+    files = ResultFiles(tmp_path, CASE1.name)
+    path = tmp_path / "case1_baseline_samples.jsonl"
+    before, content = files.read_samples(), path.read_bytes()
+    path.unlink()
+    assert files.read_samples() is None
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content))
+    assert files.read_samples() == before is not None
+    again = CountingSource()
+    measure(again, config(tmp_path, resume=True), CASE1)
+    assert again.requests == [] and path.read_bytes() == content
+    measure(CountingSource(), config(tmp_path), CASE1)
+    (kept,) = (tmp_path / "previous").iterdir()
+    assert {path.name, f"{path.name}.gz"} <= {file.name for file in kept.iterdir()}
+    assert not path.with_name(f"{path.name}.gz").exists()
+
+
 @pytest.mark.parametrize(
     "changed",
-    [{"ttft_ms": -1.0}, {"ttft_ms": "1"}, {"itl_ms": [None]}, {"phase": "p98"}, {"graph_path": "best"},
+    [{"ttft_ms": -1.0}, {"ttft_ms": "1"}, {"device_ms": math.inf}, {"ttft_ms": math.nan}, {"warmth": "hot"},
+     {"gc_collections": None}, {"itl_ms": [None]}, {"phase": "p98"}, {"graph_path": "best"},
      {"overflowed": "no"}, {"run_id": "another"}, {"prompt_length": 10.5}, {"unknown": 1}],
     ids=str,
 )  # fmt: skip
@@ -310,7 +331,18 @@ def test_what_no_case_could_run_with_is_told_once_and_sets_nothing_aside(
 
 @pytest.mark.parametrize(
     "wrong",
-    [b"\xff\n", b"\n", b"[1, 2]\n", b'{"run_id": 1}\n', "text of a sample", "another run", "another phase"],
+    [
+        b"",
+        b"\xff\n",
+        b"\n",
+        b"[1, 2]\n",
+        b"[" * 100_000 + b"\n",
+        b'{"run_id": 1}\n',
+        "seed of an identity",
+        "text of a sample",
+        "another run",
+        "another phase",
+    ],
     ids=str,
 )
 def test_resume_refuses_what_is_no_run(tmp_path: Path, wrong: bytes | str) -> None:
@@ -324,8 +356,11 @@ def test_resume_refuses_what_is_no_run(tmp_path: Path, wrong: bytes | str) -> No
             "text of a sample": ("ttft_ms", "abc"),
             "another run": ("run_id", "x"),
             "another phase": ("phase", "x"),
+            "seed of an identity": ("seed", "0"),
         }[wrong]
-        path.write_text("".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {key: value}) + "\n"]))
+        line = 0 if "identity" in wrong else -1
+        lines[line] = json.dumps(json.loads(lines[line]) | {key: value}) + "\n"
+        path.write_text("".join(lines))
     before = path.read_bytes()
     with pytest.raises(UserError, match="run without --resume"):
         measure(CountingSource(), config(tmp_path, resume=True), CASE1)

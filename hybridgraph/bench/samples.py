@@ -13,6 +13,7 @@ from hybridgraph.contract import GRAPH_PATHS, GraphPath
 # "cold": the process's first request; "first_seen": the first at its prompt length, of one token or of several;
 # "warm": every other.
 Warmth = Literal["cold", "first_seen", "warm"]
+WARMTHS: tuple[Warmth, ...] = ("cold", "first_seen", "warm")
 
 PAPER = "paper"  # the protocol of the study
 

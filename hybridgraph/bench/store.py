@@ -8,10 +8,9 @@ the configuration, what the GPU spent) is in ``environment.json``.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
+import math
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,18 +21,19 @@ from typing import Any
 
 from hybridgraph.bench.environment import ENVIRONMENT, read_environment, record_case
 from hybridgraph.bench.rows import Row, decode_row, known, p99_row, ttft_row
-from hybridgraph.bench.samples import COLUMNS, PHASES, Phase, RunIdentity, Sample
+from hybridgraph.bench.samples import COLUMNS, PHASES, WARMTHS, Phase, RunIdentity, Sample
 from hybridgraph.cases import CASES, PEERS
 from hybridgraph.contract import GRAPH_PATHS, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.system.files import write_atomically, writing
+from hybridgraph.system.files import read_lines, write_atomically, writing
 from hybridgraph.system.locks import locked
 
-SUFFIXES = (*(f"_{phase}.csv" for phase in PHASES), "_samples.jsonl")
+SAMPLES, GZIPPED_SAMPLES = "_samples.jsonl", "_samples.jsonl.gz"
+SUFFIXES = (*(f"_{phase}.csv" for phase in PHASES), SAMPLES, GZIPPED_SAMPLES)
 
 
 def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
-    old = [path for path in paths if path.exists()]
+    old = [path for path in paths if os.path.lexists(path)]
     if not old:
         return None
     kept = directory / "previous" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
@@ -69,7 +69,12 @@ class ResultFiles:
 
     def exist(self) -> bool:
         """Whether a run has left any of them."""
-        return any(self.path(suffix).exists() for suffix in SUFFIXES)
+        return any(os.path.lexists(self.path(suffix)) for suffix in SUFFIXES)
+
+    def samples_path(self) -> Path | None:
+        """Where the raw samples are, plain or gzipped; None where there are none."""
+        found = (self.path(suffix) for suffix in (SAMPLES, GZIPPED_SAMPLES))
+        return next((path for path in found if os.path.lexists(path)), None)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -87,29 +92,36 @@ class ResultFiles:
         return kept
 
     def read_samples(self) -> tuple[RunIdentity, list[Sample]] | None:
-        """The interrupted run's identity and samples; a line cut short by a crash is dropped with its row."""
-        path = self.path("_samples.jsonl")
-        packed = self.path("_samples.jsonl.gz")  # as published results have them
-        if not path.exists() and not packed.exists():
+        """The identity and the samples of the run that is here, None where none is.
+
+        A line cut short by a crash is dropped. Raises UserError for anything but the samples of one run.
+        """
+        path = self.samples_path()
+        if path is None:
             return None
         try:
-            text = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-            lines = text.decode().split("\n")[:-1]  # what follows the last line's end was cut short
-            identity = RunIdentity(**json.loads(lines[0]))
-            return identity, [_sample(json.loads(line), identity.run_id) for line in lines[1:]]
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
-        except (IndexError, ValueError, TypeError):
+            lines = read_lines(path)
+            identity = _identity(json.loads(next(lines)))
+            return identity, [_sample(json.loads(line), identity.run_id) for line in lines]
+        except (StopIteration, ValueError, TypeError, RecursionError):
             raise UserError(f"{path} holds more or less than the samples of one run: run without --resume") from None
 
 
+def _identity(fields: dict[str, Any]) -> RunIdentity:
+    """The first line of a samples file; raises TypeError or ValueError for anything else."""
+    identity = RunIdentity(**fields)
+    if not all(isinstance(value, int if name == "seed" else str) for name, value in asdict(identity).items()):
+        raise ValueError("no identity of a run")
+    return identity
+
+
 def _sample(fields: dict[str, Any], run_id: str) -> Sample:
-    """A line of a samples file; raises TypeError or ValueError for anything else."""
+    """Any other line of a samples file; raises TypeError or ValueError for anything else."""
     sample = Sample(**fields)
     times = [sample.ttft_ms, *sample.itl_ms, *known((sample.device_ms, sample.engine_ttft_ms))]
-    numbers = all(isinstance(value, (int, float)) and value >= 0 for value in times)
-    named = sample.phase in PHASES and sample.graph_path in (None, *GRAPH_PATHS)
-    noted = sample.overflowed in (None, False, True)
+    numbers = all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in times)
+    named = sample.phase in PHASES and sample.graph_path in (None, *GRAPH_PATHS) and sample.warmth in WARMTHS
+    noted = sample.overflowed in (None, False, True) and isinstance(sample.gc_collections, int)
     if not (numbers and named and noted and sample.run_id == run_id and isinstance(sample.prompt_length, int)):
         raise ValueError("no sample of this run")
     return sample
@@ -124,14 +136,14 @@ class ResultWriter:
         self._files = files
         self.info = info
         lines = [json.dumps(asdict(identity)), *(json.dumps(asdict(sample)) for sample in samples)]
-        write_atomically(files.path("_samples.jsonl"), "\n".join(lines) + "\n")
+        write_atomically(files.path(SAMPLES), "\n".join(lines) + "\n")
 
     def is_done(self, phase: Phase, length: int, count: int) -> bool:
         return sum(s.phase == phase and s.prompt_length == length for s in self.samples) >= count
 
     def add(self, row: Sequence[Sample]) -> None:
         """Store one row: all samples of one phase at one length, in one write."""
-        path = self._files.path("_samples.jsonl")
+        path = self._files.path(SAMPLES)
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(asdict(sample)) + "\n" for sample in row))
             file.flush()

@@ -251,7 +251,7 @@ def _record_reason(reason: str, files: ResultFiles, earlier: str, *, resumed: bo
     ``earlier``: the run that was recorded before the attempt.
     """
     directory, name = files.directory, files.name
-    taken_up = resumed and files.path("_samples.jsonl").exists()
+    taken_up = resumed and files.samples_path() is not None
     if taken_up and why_ended(directory, name) is not None:
         return  # it came to no new row: how the run ended before still stands
     latest = run_id_of(directory, name)
