@@ -1,5 +1,6 @@
 """Which commit a number is said to come from."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,16 +12,30 @@ ROOT = Path(__file__).resolve().parent.parent
 ASK = "from hybridgraph.machine.provenance import project_commit; print(project_commit())"
 
 
+OUTSIDE_GIT = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+
 def git(directory: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=n", "-c", "user.email=e")
     run = subprocess.run(
-        ["git", "-C", str(directory), *identity, *arguments], capture_output=True, text=True, check=True
+        ["git", "-C", str(directory), *identity, *arguments],
+        env=OUTSIDE_GIT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return run.stdout.strip()
 
 
-def commit_told(directory: Path) -> str:
-    run = subprocess.run([sys.executable, "-c", ASK], cwd=directory, capture_output=True, text=True, check=True)
+def commit_told(directory: Path, **surroundings: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", ASK],
+        cwd=directory,
+        env=OUTSIDE_GIT | surroundings,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return run.stdout.strip()
 
 
@@ -49,3 +64,37 @@ def test_a_copy_inside_another_project_is_not_its_commit(checkout: Path) -> None
     inner = checkout / "vendored"
     shutil.copytree(checkout / "hybridgraph", inner / "hybridgraph")
     assert commit_told(inner) == ""
+    assert commit_told(inner, HYBRIDGRAPH_COMMIT="exported") == "exported"
+
+
+def test_commit_in_a_hook_of_another_repository_is_our_own(checkout: Path, tmp_path: Path) -> None:
+    commit = git(checkout, "rev-parse", "--short=12", "HEAD")
+    other = tmp_path / "other"
+    git(tmp_path, "init", "-q", str(other))
+    git(other, "commit", "-q", "--allow-empty", "-m", "another project's")
+    for surroundings in (
+        {"GIT_DIR": str(other / ".git")},
+        {"GIT_DIR": str(other / ".git"), "GIT_WORK_TREE": str(checkout)},
+        {"GIT_INDEX_FILE": str(other / ".git" / "index")},
+        {"GIT_CEILING_DIRECTORIES": str(checkout), "GIT_OBJECT_DIRECTORY": str(other / ".git" / "objects")},
+        {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.worktree", "GIT_CONFIG_VALUE_0": str(other)},
+        {"GIT_NAMESPACE": "n", "GIT_CONFIG_PARAMETERS": "'core.bare=true'"},
+    ):
+        assert commit_told(checkout, **surroundings) == commit, surroundings
+
+
+def test_commit_of_a_real_hook_is_our_own(checkout: Path, tmp_path: Path) -> None:
+    commit = git(checkout, "rev-parse", "--short=12", "HEAD")
+    other, told = tmp_path / "other", tmp_path / "told"
+    git(tmp_path, "init", "-q", str(other))
+    hook = other / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ncd {checkout} && {sys.executable} -c '{ASK}' >{told}\n")
+    hook.chmod(0o755)
+    git(other, "commit", "-q", "--allow-empty", "-m", "another project's")
+    assert told.read_text().strip() == commit
+
+
+def test_commit_of_a_package_without_a_checkout_is_unknown(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "hybridgraph", tmp_path / "hybridgraph", ignore=shutil.ignore_patterns("__pycache__"))
+    assert commit_told(tmp_path, GIT_DIR=str(ROOT / ".git")) == ""
