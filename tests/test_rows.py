@@ -57,9 +57,13 @@ def test_a_p99_row_is_over_all_of_its_samples() -> None:
     assert (row["p99_ms"], row["device_p99_ms"], row["device_mean_ms"], row["warm_samples"]) == (90.0, 50.0, 20.5, 2)
 
 
-def test_overflow_is_counted_where_somebody_looked() -> None:
-    looked = [replace(SAMPLES[0], overflowed=seen) for seen in (True, False, True)]
-    assert (p99_row(SAMPLES)["overflowed"], p99_row([*SAMPLES, *looked])["overflowed"]) == (None, 2)
+@pytest.mark.parametrize("mark", ["overflowed", "stopped"])
+def test_marks_are_counted_where_somebody_looked(mark: str) -> None:
+    looked = [replace(SAMPLES[0], **{mark: seen}) for seen in (True, False, True)]
+    assert (p99_row(SAMPLES)[mark], p99_row([*SAMPLES, *looked])[mark]) == (None, 2)
+    assert ttft_row([*SAMPLES, *looked], INFO)[mark] == 2
+    answer = sample("decode", "warm", 1.0, 1.0, (2.0,))
+    assert decode_row([answer, replace(answer, **{mark: True})], INFO)[mark] == 1
 
 
 def test_a_decode_row_is_of_the_middle_of_the_answer() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from hybridgraph.bench import loop as runner
+from hybridgraph.bench import run as runner
 from hybridgraph.bench.environment import ENVIRONMENT, read_environment, record_not_run
 from hybridgraph.bench.prompts import Prompts, RandomPrompts, TextPrompts
-from hybridgraph.bench.run import protocol_name
+from hybridgraph.bench.protocol import protocol_name
 from hybridgraph.bench.samples import DECODE_COLUMNS, P99_COLUMNS, TTFT_COLUMNS
 from hybridgraph.bench.stats import percentile
 from hybridgraph.bench.store import ResultFiles, ResultWriter, set_all_aside
@@ -406,17 +406,6 @@ def test_what_the_gpu_spent_survives_an_interruption(tmp_path: Path) -> None:
     assert list(run(2)) == []
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
-    files = ResultFiles(tmp_path, "case1_baseline")
-    files.path("_samples.jsonl").symlink_to("/dev/full")
-    source = CountingSource()
-    results = measure(source, config(tmp_path), CASE1)  # a link is an earlier run's file: kept aside
-    files.path("_samples.jsonl").unlink()
-    files.path("_samples.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="No space left"):
-        results.add(results.samples[:1])
-
-
 def test_a_request_longer_than_the_positions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exceed the 512 positions"):
         measure(CountingSource(), config(tmp_path, prompt_lengths=(512,)), CASE1)
@@ -537,6 +526,6 @@ def test_the_gpu_is_metered_from_a_rows_first_request_on(tmp_path: Path, monkeyp
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("hybridgraph.bench.loop.GpuMeter", Meter)
+    monkeypatch.setattr("hybridgraph.bench.run.GpuMeter", Meter)
     measure(source, config(tmp_path, prompt_lengths=(3,), warmup=1), CASE1)
     assert laps == [1, 3, 3, 7]

@@ -26,6 +26,7 @@ PATHS = {
 }
 CHUNKED = Column("int", "requests", "answered by several graphs, one after the other")
 OVERFLOWED = Column("int", "requests", "whose last logits were not all finite; empty where nobody looked")
+STOPPED = Column("int", "requests", "during which a process was stopped, or the machine asleep; empty where unknown")
 COLLECTIONS = Column("int", "", "runs of Python's garbage collector inside the requests")
 IDENTITY = {
     "graph_backend": Column(
@@ -73,6 +74,7 @@ TTFT = {
     "chunked": CHUNKED,
     "sustained_floor_ms": Column("float", "ms", "the floor at the matrix rate that power allows without a pause"),
     "overflowed": OVERFLOWED,
+    "stopped": STOPPED,
 }
 P99 = {
     "prompt_length": LENGTH,
@@ -90,6 +92,7 @@ P99 = {
     "chunked": CHUNKED,
     "warm_samples": Column("int", "requests", "how many of them were warm"),
     "overflowed": OVERFLOWED,
+    "stopped": STOPPED,
 }
 DECODE = {
     "prompt_length": LENGTH,
@@ -104,6 +107,7 @@ DECODE = {
     "samples": Column("int", "", "number of ITLs behind the row"),
     "first_itl_ms": Column("float", "ms", "mean ITL of the first answer at this length, which stands apart"),
     "overflowed": OVERFLOWED,
+    "stopped": STOPPED,
 }
 SAMPLE = {
     "run_id": IDENTITY["run_id"],
@@ -120,4 +124,5 @@ SAMPLE = {
     "itl_ms": Column("list of float", "ms", "time between each two consecutive tokens"),
     "gc_collections": Column("int", "", "runs of Python's garbage collector inside the request"),
     "overflowed": Column("bool", "", "whether its last logits were not all finite; null where nobody looked"),
+    "stopped": Column("bool", "", "whether a process was stopped, or the machine asleep, meanwhile; null if unknown"),
 }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hybridgraph.errors import UserError
-from hybridgraph.system.files import write_atomically, writing
+from hybridgraph.system.files import open_regular, read_text, write_atomically, writing
 
 ENVIRONMENT = "environment.json"
+MAX_BYTES = 1 << 27
 
 
 @contextmanager
@@ -21,7 +23,7 @@ def _edited(directory: Path) -> Iterator[dict[str, dict[str, Any]]]:
     path = directory / ENVIRONMENT
     with writing(path):
         directory.mkdir(parents=True, exist_ok=True)
-        with (directory / ".environment.lock").open("w") as lock:
+        with os.fdopen(open_regular(directory / ".environment.lock", os.O_RDWR | os.O_CREAT), "r+b") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = read_environment(path)
             yield content
@@ -51,11 +53,9 @@ def read_environment(path: Path) -> dict[str, dict[str, Any]]:
     """
     content: dict[str, dict[str, Any]] = {"cases": {}, "not_run": {}, "ended_early": {}}
     try:
-        content |= json.loads(path.read_text(encoding="utf-8"))
+        content |= json.loads(read_text(path, limit=MAX_BYTES))
     except FileNotFoundError:
         return content
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is no JSON object: move it away") from None
     if not all(isinstance(section, dict) for section in content.values()):

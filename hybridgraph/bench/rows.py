@@ -39,7 +39,8 @@ def ttft_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
         "floor_ratio": warm_mean / floor if warm_mean is not None and floor else None,
         "sustained_floor_ms": sustained_floor_ms(info.shape, info.rates, samples[0].prompt_length),
         "gc_collections": sum(s.gc_collections for s in samples),
-        "overflowed": _num_overflowed(samples),
+        "overflowed": _num_true(sample.overflowed for sample in samples),
+        "stopped": _num_true(sample.stopped for sample in samples),
     } | _graph_paths(samples)
 
 
@@ -59,7 +60,8 @@ def p99_row(samples: Sequence[Sample]) -> Row:
         "device_p99_ms": percentile(device, 99) if device else None,
         "warm_samples": sum(s.warmth == "warm" for s in samples),
         "gc_collections": sum(s.gc_collections for s in samples),
-        "overflowed": _num_overflowed(samples),
+        "overflowed": _num_true(sample.overflowed for sample in samples),
+        "stopped": _num_true(sample.stopped for sample in samples),
     } | _graph_paths(samples)
 
 
@@ -85,7 +87,8 @@ def decode_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
         "floor_ms": decode_floor_ms(info.shape, info.rates, context),
         "samples": len(itl),
         "first_itl_ms": mean(first),
-        "overflowed": _num_overflowed(samples),
+        "overflowed": _num_true(sample.overflowed for sample in samples),
+        "stopped": _num_true(sample.stopped for sample in samples),
     }
 
 
@@ -94,9 +97,9 @@ def known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _num_overflowed(samples: Sequence[Sample]) -> int | None:
-    """How many answers ended in logits that are not finite; None where nobody looked."""
-    seen = [sample.overflowed for sample in samples if sample.overflowed is not None]
+def _num_true(marks: Iterable[bool | None]) -> int | None:
+    """How many are set; None where nobody looked."""
+    seen = [mark for mark in marks if mark is not None]
     return sum(seen) if seen else None
 
 

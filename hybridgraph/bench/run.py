@@ -1,41 +1,97 @@
-"""The run whose rows a measurement writes: a new one, or with ``--resume`` one that was interrupted.
+"""A run: its rows measured one by one, each on disk before the next. A new one, or one that was interrupted.
 
-An interrupted run goes on only where protocol, configuration, machine and versions are what they were.
+An interrupted run goes on (``--resume``) only where protocol, configuration, machine and versions are what they were.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from hybridgraph.bench.environment import known_of_run
-from hybridgraph.bench.samples import PAPER, Phase, RunIdentity, Sample
+from hybridgraph.bench.loop import MeasuringLoop
+from hybridgraph.bench.prompts import Prompts, RandomPrompts
+from hybridgraph.bench.protocol import check_fits, lengths, phases, protocol_name
+from hybridgraph.bench.samples import Phase, RunIdentity, Sample
 from hybridgraph.bench.store import ResultFiles, ResultWriter
-from hybridgraph.cases import PAPER_PROMPT_LENGTHS
+from hybridgraph.cases import Case
 from hybridgraph.config import SETTINGS, Config, ProtocolSettings
-from hybridgraph.contract import SourceInfo
+from hybridgraph.contract import SourceInfo, TokenSource
 from hybridgraph.errors import UserError
-from hybridgraph.machine.nvml import MOMENTARY
+from hybridgraph.machine.nvml import MOMENTARY, GpuMeter
 from hybridgraph.machine.provenance import project_commit
 from hybridgraph.roofline import Rates
-from hybridgraph.system.console import say
-
-DECODE_REQUESTS = 6  # the first of them, in which a case sees its first such answer, apart
+from hybridgraph.system.console import progress_bars, say
 
 
-def phases(config: ProtocolSettings) -> list[tuple[Phase, int]]:
-    """(phase, requests a length) in the order they are measured."""
-    decode = DECODE_REQUESTS if config.decode_tokens else 0
-    wanted: list[tuple[Phase, int]] = [
-        ("ttft", config.ttft_iterations),
-        ("p99", config.p99_iterations),
-        ("decode", decode),
-    ]
-    return [(phase, count) for phase, count in wanted if count]
+def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | None = None) -> ResultWriter:
+    """Run the protocol of ``config`` on ``source`` and write every row; returns the finished results.
+
+    The caller holds the case's files. Raises UserError for what cannot be measured or kept.
+    """
+    info = source.info
+    config = config.opened_as(info.environment.get("resolved_configuration", {}))
+    check_fits(config, info)
+    prompts = prompts or RandomPrompts(seed=config.seed, vocab_size=info.vocab_size, special_ids=info.special_ids)
+    writer = open_results(ResultFiles(config.output_path, case.name), config, info)
+    known = known_of_run(config.output_path, case.name, writer.identity.run_id)
+    if any(_missing(writer, phase, config) for phase in phases(config)):
+        loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
+        writer.record(
+            identity=asdict(writer.identity),
+            configuration=config.as_json(),
+            source=asdict(writer.info),
+            served_before=known.get("served_before", loop.served_before),
+            gpu_spent=known.get("gpu_spent", {}),
+        )
+        _measure_missing(loop, config, case.title, writer)
+        writer.record(stats=source.stats())
+    elif known:
+        say(f"{case.name} is complete already: nothing is measured")
+        writer.record(**known)  # no attempt that failed is the last one
+    writer.write_summaries()
+    return writer
+
+
+def _missing(writer: ResultWriter, phase: Phase, config: ProtocolSettings) -> list[int]:
+    """The lengths of ``phase`` that are still to be measured, ascending."""
+    return [length for length in lengths(config) if not writer.is_done(phase, length, phases(config)[phase])]
+
+
+def _measure_missing(loop: MeasuringLoop, config: ProtocolSettings, title: str, writer: ResultWriter) -> None:
+    """Measure row by row, each on disk before the next."""
+    spent = writer.facts["gpu_spent"]
+    with loop.taking(), progress_bars() as advance, _meter(writer.info) as meter:
+        loop.warm_up(lengths(config), config.warmup)
+        loop.warm_up_again(writer.samples)
+        for phase, count in phases(config).items():
+            missing = _missing(writer, phase, config)
+            for number, length in enumerate(missing):
+                advance(f"{title}: {phase}", number, len(missing))
+                writer.require_own_file()
+                meter()
+                row = loop.row(phase, length, count)
+                spent.setdefault(phase, {})[str(length)] = meter()
+                writer.add(row)
+                writer.record()
+            advance(f"{title}: {phase}", len(missing), len(missing))
+    writer.require_own_file()
+
+
+@contextmanager
+def _meter(info: SourceInfo) -> Iterator[Callable[[], dict[str, Any]]]:
+    """What the GPU spent since the call before; nothing where there is none."""
+    uuid = info.environment.get("gpu", {}).get("uuid")
+    if uuid is None:
+        yield dict
+    else:
+        with closing(GpuMeter(uuid)) as meter:
+            yield meter.lap
 
 
 def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> ResultWriter:
@@ -60,7 +116,7 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
     return ResultWriter(files, identity, info, ())
 
 
-def _require_same(directory: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _require_same(directory: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UserError for what may not differ between a run and its continuation; what was not recorded may."""
     for name, value in now.items():
         if before.get(name, value) != value:
@@ -87,11 +143,10 @@ def _recorded_rates(known: dict[str, Any]) -> Rates | None:
         return None
 
 
-def _complete_rows(samples: Sequence[Sample], wanted: Sequence[tuple[Phase, int]]) -> list[Sample]:
+def _complete_rows(samples: Sequence[Sample], wanted: Mapping[Phase, int]) -> list[Sample]:
     """The samples of rows that were measured to their end: half a row is measured again as a whole."""
     sizes = Counter((sample.phase, sample.prompt_length) for sample in samples)
-    counts = dict(wanted)
-    return [s for s in samples if sizes[s.phase, s.prompt_length] >= counts.get(s.phase, 0)]
+    return [s for s in samples if sizes[s.phase, s.prompt_length] >= wanted.get(s.phase, 0)]
 
 
 def identify(config: ProtocolSettings, info: SourceInfo) -> RunIdentity:
@@ -111,13 +166,3 @@ def identify(config: ProtocolSettings, info: SourceInfo) -> RunIdentity:
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         commit=project_commit(),
     )
-
-
-def protocol_name(config: ProtocolSettings) -> str:
-    """PAPER for the study's counts and lengths, otherwise what was asked for instead."""
-    asked = (config.ttft_iterations, config.p99_iterations, config.warmup)
-    apart = f", {config.pause_ms:g} ms apart" if config.pause_ms else ""
-    if asked != (5, 100, 0):
-        return "{}+{} requests, warm-up {}".format(*asked) + apart
-    lengths = "" if set(config.prompt_lengths) == set(PAPER_PROMPT_LENGTHS) else ", other lengths"
-    return f"{PAPER}{lengths}{apart}"

@@ -15,8 +15,6 @@ from hybridgraph.contract import GRAPH_PATHS, GraphPath
 Warmth = Literal["cold", "first_seen", "warm"]
 WARMTHS: tuple[Warmth, ...] = ("cold", "first_seen", "warm")
 
-PAPER = "paper"  # the protocol of the study
-
 Phase = Literal["ttft", "p99", "decode"]
 PHASES: tuple[Phase, ...] = ("ttft", "p99", "decode")  # as they are measured
 
@@ -31,6 +29,14 @@ def overflow_told(count: int) -> str:
     if not count:
         return ""
     return f"{count} answers ended in logits that are not finite: they take less power than numbers, and less time"
+
+
+def stopped_told(count: int) -> str:
+    """What to think of a run's times where ``count`` requests were stopped in the middle; empty for none."""
+    if not count:
+        return ""
+    several = "requests were" if count > 1 else "request was"
+    return f"{count} {several} in flight while a process stood still (stopped or suspended): its time counts that"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class Sample:
     itl_ms: list[float] = field(default_factory=list)
     gc_collections: int = 0  # collections of Python's collector that ran inside the sample
     overflowed: bool | None = None  # as in Report
+    stopped: bool | None = None  # whether the process was stopped, or the machine asleep, meanwhile; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)

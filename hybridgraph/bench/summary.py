@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridgraph.bench.rows import Row
-from hybridgraph.bench.samples import COLUMNS, DECODE_COLUMNS, Phase, overflow_told, paths_taken
+from hybridgraph.bench.samples import COLUMNS, DECODE_COLUMNS, Phase, overflow_told, paths_taken, stopped_told
 from hybridgraph.bench.store import ResultWriter
 from hybridgraph.cases import Case
 from hybridgraph.contract import GRAPH_PATHS
@@ -26,8 +26,12 @@ def print_summary(case: Case, results: ResultWriter, stats: dict[str, Any], *, a
     print(f"{case.title}: {identity.model}, {identity.dtype}, {identity.load_format} weights, {identity.device}")
     if identity.graph_backend == "emulated":
         print("graphs are EMULATED on this machine: these are not CUDA Graph results")
-    if overflow := overflow_told(sum(sample.overflowed is True for sample in results.samples)):
-        print(overflow)
+    for told in (
+        overflow_told(sum(sample.overflowed is True for sample in results.samples)),
+        stopped_told(sum(sample.stopped is True for sample in results.samples)),
+    ):
+        if told:
+            print(told)
     document: dict[str, Any] = {"case": case.name, "stats": stats}
     for phase, rows in results.summaries().items():
         print(_as_text(SHOWN[phase], rows))

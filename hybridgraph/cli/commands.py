@@ -160,7 +160,7 @@ def run_pair(case: Case, argv: Sequence[str]) -> int:
 
 
 def _measure(source: TokenSource, config: Config, case: Case) -> None:
-    from hybridgraph.bench.loop import measure
+    from hybridgraph.bench.run import measure
     from hybridgraph.bench.summary import print_summary
 
     prompts = None

@@ -20,6 +20,7 @@ from hybridgraph.bench.samples import (
     Phase,
     RunIdentity,
     overflow_told,
+    stopped_told,
 )
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.config import SETTINGS, ModelSettings, own_settings_of, separating
@@ -34,7 +35,7 @@ LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 SAME_STUDY = (*separating(own_settings_of(ModelSettings)), "commit")
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 # A file from before such a column has unknown cells there.
-ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms", "overflowed"}
+ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms", "overflowed", "stopped"}
 _TEXT = set(IDENTITY_COLUMNS) - {"seed"}
 
 
@@ -154,8 +155,9 @@ def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, 
             remarks.append(f"{case.title}: measured with --ops {ops}, its own are {case.ops}")
         if served := told[case].get("served_before"):
             remarks.append(f"{case.title}: its generator had answered {served} requests before: no request is cold")
-        if overflow := overflow_told(_num_overflowed(tables, case)):
-            remarks.append(f"{case.title}: {overflow}")
+        for column, tell in (("overflowed", overflow_told), ("stopped", stopped_told)):
+            if sentence := tell(_total(tables, case, column)):
+                remarks.append(f"{case.title}: {sentence}")
         if reason := environment["not_run"].get(case.name):
             run_ids = [run_id for rows in found for run_id in rows["run_id"]]
             ended = environment["ended_early"].get(case.name) in run_ids
@@ -164,10 +166,10 @@ def _remarks(tables: dict[str, dict[str, pd.DataFrame]], environment: dict[str, 
     return remarks
 
 
-def _num_overflowed(tables: dict[str, dict[str, pd.DataFrame]], case: Case) -> int:
-    """Answers of ``case`` whose logits were not finite, as far as is known."""
+def _total(tables: dict[str, dict[str, pd.DataFrame]], case: Case, column: str) -> int:
+    """How many requests of ``case`` a column counts, as far as is known."""
     kinds = ("ttft" if case.name in tables["ttft"] else "p99", "decode")  # a TTFT row counts the P99 requests as well
-    return sum(int(tables[kind][case.name]["overflowed"].sum()) for kind in kinds if case.name in tables[kind])
+    return sum(int(tables[kind][case.name][column].sum()) for kind in kinds if case.name in tables[kind])
 
 
 def _commits(measured: dict[Case, list[pd.DataFrame]]) -> list[str]:

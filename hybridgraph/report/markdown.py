@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hybridgraph.bench.samples import PAPER
+from hybridgraph.bench.protocol import PAPER
 from hybridgraph.cases import Case
 from hybridgraph.contract import GRAPH_PATHS
 from hybridgraph.errors import UserError
