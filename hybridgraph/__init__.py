@@ -20,6 +20,9 @@ __all__ = ["EngineOptions", "HybridEngine"]
 def __getattr__(name: str) -> Any:
     # Only who asks for the engine pays for torch: the report must work without it.
     if name == "HybridEngine":
+        from hybridgraph.system.caches import keep_compiler_caches_private
+
+        keep_compiler_caches_private()
         from hybridgraph.engine.engine import HybridEngine
 
         return HybridEngine

@@ -18,6 +18,7 @@ from hybridgraph.config import Config, EngineSettings, ModelSettings, ProtocolSe
 from hybridgraph.errors import UserError
 from hybridgraph.machine.threads import wait_passively_on_cpu
 from hybridgraph.settings import Program
+from hybridgraph.system.caches import keep_compiler_caches_private
 from hybridgraph.system.command_line import parse_args
 from hybridgraph.system.console import IMPORTING, OutputLost, explained, guarded, printing, progress_bars, say
 from hybridgraph.system.signals import stop_signals_raise, told_to_stop
@@ -73,8 +74,9 @@ def _say_unused(case: Case, config: Settings, program: Program) -> None:
 
 
 def prepare(config: ModelSettings) -> None:
-    """Make this process fit to import torch; raises UserError where it cannot be."""
+    """Make this process, and those that it starts, fit to import torch; raises UserError where they cannot be."""
     require_docstrings()
+    keep_compiler_caches_private()
     wait_passively_on_cpu(config.device)
 
 
