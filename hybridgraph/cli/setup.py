@@ -203,9 +203,10 @@ def _version_of(python: str) -> str:
 def _usable_python(names: Sequence[str], directory: Path) -> str:
     """The first of ``names`` that is recent and can make environments, and is not that of ``directory`` itself."""
     recent = ""
+    own = directory / "bin"  # first of all where that environment is activated
+    others = os.pathsep.join(place for place in os.get_exec_path() if Path(place) != own)
     for name in names:
-        path = shutil.which(name)
-        if path is None or Path(path).parent == directory / "bin":
+        if (path := shutil.which(name, path=others)) is None:
             continue
         if _output_of(path, "-I", "-c", "import sys; print(sys.version_info >= (3, 10))") == "True\n":
             recent = recent or name
