@@ -1,6 +1,8 @@
 """Two runs beside each other: what is told, what is refused, what counts as a regression."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from hybridgraph.places import PUBLISHED
 from hybridgraph.report.comparison import Change, Comparison, Run, as_text, compare, open_run
 from hybridgraph.report.evidence import Evidence, Interval, Units
 from hybridgraph.report.load import Results, load_results
+from hybridgraph.report.main import generate_final_tables
 from hybridgraph.report.tables import METRICS, P99, WARM
 
 SEED = 5
@@ -121,3 +124,57 @@ def test_a_run_without_a_common_case_is_refused(random: np.random.Generator) -> 
             tables.pop(case.name, None)
     with pytest.raises(UserError, match="no case with a length in common"):
         compare(one, other, across=False)
+
+
+def command(tmp_path: Path, *arguments: str) -> int:
+    return generate_final_tables(["--compare", *arguments, "--output-dir", str(tmp_path)])
+
+
+def test_command_compares_published_runs_by_name_and_writes_csv_and_plots(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tmp_path, "published/h200", "published/repeated", "--json") == 0
+    told = capsys.readouterr().out
+    assert "published/repeated: 2026-11-29" in told
+    rows = pd.read_csv(tmp_path / "final_comparison.csv")
+    assert json.loads(told.splitlines()[-1])["changes"][0]["figure"] == rows["figure"][0] == WARM.key
+    drawing = (tmp_path / "final_comparison.svg").read_text()
+    assert "<!-- Change from published/h200 to published/repeated -->" in drawing and "<!-- change, % -->" in drawing
+    assert (tmp_path / "final_comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("limit", "code"), [("5", 1), ("150", 0)])
+def test_command_fails_above_a_limit_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: str, code: int
+) -> None:
+    assert command(tmp_path, "published/h200", "published/repeated", "--fail-above", limit) == code
+    assert f"slower by more than {limit} % beyond the noise" in capsys.readouterr().out
+    assert command(tmp_path, "published/h200", "published/h200", "--fail-above", "0") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("published/h200",), "--compare published/h200: two runs or more are compared"),
+        (("published/h200", "published/h100"), "device NVIDIA H100 80GB HBM3 instead of NVIDIA H200"),
+        (("published/h200", "published/none"), "published/none holds no result files"),
+        (("published/h200", "published/h200", "--fail-above", "-1"), "--fail-above"),
+        (("published/h200", "published/h200", "--page", "x.html"), "--page: a comparison has no page"),
+    ],
+)
+def test_command_tells_mistakes_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+) -> None:
+    assert command(tmp_path, *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and told in lines[0]
+
+
+def test_flags_of_a_comparison_without_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate_final_tables(["--across"]) == 2
+    assert "--across belongs to --compare" in capsys.readouterr().err
+
+
+def test_comparison_changes_nothing_published(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(PUBLISHED / "h200", "published/h200", "published/repeated") == 2
+    assert "published results, which stay as they are" in capsys.readouterr().err

@@ -19,11 +19,12 @@ from hybridgraph.report.evidence import (
     TailBounds,
     Units,
     gather,
+    intervals_frame,
     ratio,
     units_of,
 )
 from hybridgraph.report.load import load_results
-from hybridgraph.report.tables import DECODE, P99, TTFT, WARM
+from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, build_table
 
 SEED = 7
 
@@ -158,3 +159,33 @@ def test_the_allowance_covers_what_two_published_runs_of_one_code_differ_by() ->
     ratios = [other[c.name]["warm_mean_ms"] / one[c.name]["warm_mean_ms"] for c in with_graphs]
     most = max(float((values - 1).abs().max()) for values in ratios)
     assert ALLOWANCE - 0.01 < most < ALLOWANCE
+
+
+def test_tables_name_a_tie_where_the_interval_holds_no_difference() -> None:
+    directory = PUBLISHED / "h200"
+    results = load_results(directory)
+    evidence = gather(directory, results, CASES)
+    by_figure, by_noise = build_table(results, P99), build_table(results, P99, evidence.alike(P99))
+    rivals = [CASE2, CASE4]
+    for length, row in by_figure.rows():
+        assert len(by_figure.least(row, [length], rivals)) == 1
+    ties = [length for length, row in by_noise.rows() if len(by_noise.least(row, [length], rivals)) == 2]
+    assert ties == [150, 200, 250, 300, 350, 400], "below, captures beside the requests make CUDA Graph's tail"
+    assert by_noise.frame()["winner"].tolist() == ["JIT+CUDA fused"] * 9
+
+
+def test_intervals_of_one_launch_are_empty_and_of_several_are_not() -> None:
+    directory = PUBLISHED / "h200"
+    results = load_results(directory)
+    evidence = gather(directory, results, CASES)
+    table = build_table(results, WARM)
+    one = intervals_frame([table, build_table(results, P99)], evidence)
+    assert one["low_ms"].isna().all() and (one["launches"] == 1).all()
+    of_tail = one[(one["figure"] == "p99") & (one["prompt_length"] != "")]
+    assert set(of_tail["note"]) == {"no upper bound: 100 of 299 samples"}
+    values = table.values[CASE4.column]
+    several = Units(pd.DataFrame({n: value * np.array([0.99, 1.0, 1.01]) for n, value in values.items()}), "launches")
+    frame = intervals_frame([table], Evidence({}, {WARM.key: {CASE4.name: several}}))
+    found = frame[frame["case"] == CASE4.name]
+    assert ((found["low_ms"] < found["value_ms"]) & (found["value_ms"] < found["high_ms"])).all()
+    assert len(found) == len(values) + 1 and found["prompt_length"].iloc[-1] == ""

@@ -15,6 +15,7 @@ from hybridgraph.places import PUBLISHED
 from hybridgraph.report.charts import Shown
 from hybridgraph.report.evidence import Evidence, gather
 from hybridgraph.report.load import load_results
+from hybridgraph.report.main import generate_final_tables
 from hybridgraph.report.page import Text, environment_text, render_page, spent
 from hybridgraph.report.tables import METRICS
 
@@ -169,3 +170,16 @@ def test_environment_names_versions_and_escapes_what_is_in_them() -> None:
 def test_every_metric_has_a_title_on_the_page() -> None:
     text = render_page(shown("h200"), [], [])
     assert all(f'id="chart-{metric.key}"' in text for metric in METRICS)
+
+
+def test_command_writes_the_page_of_a_published_run_where_it_is_asked_to(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    arguments = ["--output-dir", "published/h200", "--page", str(page), "--beside", "published/repeated"]
+    assert generate_final_tables(arguments) == 0
+    text = page.read_text(encoding="utf-8")
+    assert page.stat().st_size < MAX_BYTES
+    assert "5.51 times as fast as the baseline (35.24 ms)" in text, "the answer, computed"
+    assert "CUDA Graphs alone 3.20 times, JIT alone 1.34 times" in text
+    for heading in ("What graphs cost", "The study&#x27;s claims", "How sure the figures are", "Environment"):
+        assert f"<h2>{heading}</h2>" in text
+    assert list(tmp_path.iterdir()) == [page]
