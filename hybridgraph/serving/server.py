@@ -199,6 +199,7 @@ class Server:
         self._heartbeat.close()
         self._connections.close()
         self._lender = None
+        gc.freeze()  # as above: at the process's end the collector would walk it all once more, for half a second
 
     def _wait(self, engine: HybridEngine) -> None:
         """For something to happen: at first without sleeping, but not for long while a capture needs the GIL."""
