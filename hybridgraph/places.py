@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridgraph.errors import UserError
+from hybridgraph.settings import parse_path
 
 OUTPUT = Path("output")  # in the current directory, as every relative path of a user's
 PUBLISHED = Path(__file__).resolve().parent.parent / "output" / "published"
@@ -36,6 +37,6 @@ def require_own(path: Path) -> None:
 
 def find_results(name: str) -> Path:
     """The directory that a user means: a path, or ``published/NAME`` from wherever the command was started."""
-    path = Path(name)
+    path = Path(parse_path(name))
     published = PUBLISHED.parent / path
     return published if not path.exists() and is_published(published) and published.exists() else path

@@ -17,6 +17,7 @@ from hybridgraph.cases import CASE1, CASE2, CASE4, CASE4_FUSED, CASE5, CASES, EN
 from hybridgraph.cli import commands
 from hybridgraph.config import SETTINGS, Config
 from hybridgraph.errors import UserError
+from hybridgraph.places import find_results
 from hybridgraph.settings import Program, Setting, parse_lengths, parse_path
 from hybridgraph.system.command_line import parse_args
 
@@ -171,7 +172,9 @@ def test_parse_args_of_a_path_knows_the_home_directory(setting: Setting, monkeyp
         assert getattr(config, setting.name) == path
 
 
-def test_an_output_directory_behind_an_equals_sign_is_in_the_home_directory(tmp_path: Path) -> None:
+def test_an_output_directory_behind_an_equals_sign_is_in_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ("--output-dir=~/x", "--device=cpu", "--model=no/such")
     command = [sys.executable, str(ROOT / "case1_baseline.py"), *flags]
     run = subprocess.run(command, cwd=tmp_path, env=ENVIRON | {"HOME": str(tmp_path / "home")}, capture_output=True)
@@ -182,6 +185,8 @@ def test_an_output_directory_behind_an_equals_sign_is_in_the_home_directory(tmp_
         cwd=tmp_path, env=ENVIRON | {"HOME": str(tmp_path / "home")}, capture_output=True, text=True,
     )  # fmt: skip
     assert f"error: {tmp_path}/home/none holds no result files" in tables.stderr
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert find_results("~/x") == tmp_path / "home" / "x", "also a run that others are compared with"
 
 
 # What was given, against what is.
