@@ -20,7 +20,10 @@ def main(arguments: list[str]) -> int:
     # All of them in several processes; a few are quicker in one.
     arguments = arguments or ["--numprocesses", "auto", "--maxprocesses", "4"]
     tests = ("pytest", "--timeout", "300", "-m", "not gpu", *arguments)
-    codes = [subprocess.run([sys.executable, "-m", *check]).returncode for check in (*CHECKS, tests)]
+    try:
+        codes = [subprocess.run([sys.executable, "-m", *check]).returncode for check in (*CHECKS, tests)]
+    except KeyboardInterrupt:  # pytest has said so
+        return 130
     return int(any(codes))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 from hybridgraph.errors import AlreadyTold, UserError
 from hybridgraph.serving.client import GeneratorLost, RequestFailed
@@ -27,9 +25,8 @@ def generator_process(name: str, arguments: Sequence[str]) -> Iterator[Path]:
     command = [sys.executable, *arguments, "--socket", str(path)]
     try:
         with started(command, title=name, stdout=subprocess.PIPE) as child:
-            _await_listening(child, name)
-            # Read to its end: a full pipe would stop the generator.
-            Thread(target=deque, args=(child.stdout, 0), daemon=True).start()
+            if not child.await_line("listening"):
+                raise _ended_early(child, name)
             with _failures_explained(child, name):
                 yield path
     finally:
@@ -52,8 +49,7 @@ def _failures_explained(child: Child, name: str) -> Iterator[None]:
         raise
 
 
-def _await_listening(child: Child, name: str) -> None:
-    if not any(line.startswith("listening") for line in child.stdout):  # whatever else is printed there
-        code = child.wait()
-        ended = AlreadyTold if code == TOLD else UserError
-        raise ended(f"the generator {name} ended before it listened (exit code {code})")
+def _ended_early(child: Child, name: str) -> UserError:
+    code = child.wait()
+    kind = AlreadyTold if code == TOLD else UserError
+    return kind(f"the generator {name} ended before it listened (exit code {code})")

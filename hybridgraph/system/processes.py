@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +45,16 @@ class Child:
         """What it prints, where that was asked for as a pipe."""
         assert self._process.stdout is not None
         return self._process.stdout
+
+    def await_line(self, beginning: str) -> bool:
+        """Wait until it prints a line that begins so; returns whether it came to that before it ended.
+
+        What it prints later is read and dropped: a full pipe would stop it.
+        """
+        if not any(line.startswith(beginning) for line in self.stdout):
+            return False
+        threading.Thread(target=deque, args=(self.stdout, 0), daemon=True).start()
+        return True
 
     def send(self, *numbers: signal.Signals) -> None:
         """Send signals to its process group."""
@@ -94,25 +105,34 @@ def started(
     """
     if not os.access(command[0], os.X_OK):
         raise UserError(f"{command[0]} cannot be started: it is no executable file")
-    guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command]
     with _stopping_together() as children:
-        process = subprocess.Popen(
-            guarded,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            text=True,
-            errors="replace",
-            env=(os.environ if environment is None else environment) | {INHERITED: ",".join(map(str, held()))},
-            pass_fds=(*pass_fds, *held()),
-            preexec_fn=os.setpgrp,
-        )
-        child = Child(process, title)
+        child = Child(_guarded(command, title, environment, stdout, pass_fds), title)
         children.append(child)
         try:
             yield child
         finally:
             child.end(patience_s=patience_s)
             children.remove(child)
+
+
+def _guarded(
+    command: Sequence[str], title: str, environment: dict[str, str] | None, stdout: int | None, pass_fds: Sequence[int]
+) -> subprocess.Popen[str]:
+    locks = held()
+    variables = (os.environ if environment is None else environment) | {INHERITED: ",".join(map(str, locks))}
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            text=True,
+            errors="replace",
+            env=variables,
+            pass_fds=(*pass_fds, *locks),
+            preexec_fn=os.setpgrp,
+        )
+    except OSError as error:  # no more processes, or no memory for one
+        raise UserError(f"{title} cannot be started: {error.strerror}") from None
 
 
 _running: list[Child] = []
