@@ -4,10 +4,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from colorspacious import cspace_convert, deltaE
 
 from hybridgraph.cases import CASES, PEERS
 from hybridgraph.report.palette import BACKGROUND, FLOOR, LOOKS, MUTED, TEXT
+
+colorspacious = pytest.importorskip("colorspacious")  # where an interpreter was named that lacks it
 
 # Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency (2009), at
 # full severity, as colorspacious has it; the deficiency without the receptor is the anomaly's limit.
@@ -24,11 +25,11 @@ def seen(color: str, sight: str | None) -> np.ndarray:
     if sight is None:
         return np.array(rgb(color))
     space = {"name": "sRGB1+CVD", "cvd_type": sight, "severity": 100}
-    return np.clip(cspace_convert(rgb(color), space, "sRGB1"), 0, 1)
+    return np.clip(colorspacious.cspace_convert(rgb(color), space, "sRGB1"), 0, 1)
 
 
 def distance(one: str, other: str, sight: str | None) -> float:
-    return float(deltaE(seen(one, sight), seen(other, sight), input_space="sRGB1"))
+    return float(colorspacious.deltaE(seen(one, sight), seen(other, sight), input_space="sRGB1"))
 
 
 def contrast(one: str, other: str) -> float:
