@@ -13,7 +13,9 @@ from architectures import ARCHITECTURES, SMALL, tiny_model
 from engines import CASE2, CASE3, CASE4, Ids, answer_of, greedy, open_engine, prompt_and_answer, wait_until
 from torch import Tensor
 
+from hybridgraph.contract import Request
 from hybridgraph.engine.forward.fused import FusedCache, FusedForward
+from hybridgraph.engine.forward.hf import StaticHFForward
 from hybridgraph.engine.settings import EngineOptions
 from hybridgraph.errors import UserError
 from hybridgraph.models.loading import LoadedModel, load_model
@@ -52,10 +54,6 @@ def dummy(directory: Path, numbers: dict[str, Any]) -> LoadedModel:
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500, "n_positions": 256}
 BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500}
-FALCON = {
-    "model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500,
-    "multi_query": True, "new_decoder_architecture": False,
-}  # fmt: skip
 GPT_NEO = {
     "model_type": "gpt_neo", "hidden_size": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 500, "window_size": 16,
     "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 128,
@@ -80,22 +78,91 @@ def test_case3_without_rotary_embeddings_answers_as_generate(tmp_path: Path, ran
     ("numbers", "complaint"),
     [
         (BLOOM, "does not run over static buffers"),
-        (FALCON, "does not run over static buffers"),
         (GPT_NEO, "attends over a window of 16"),
         (LONGROPE, "rope scaling longrope"),
     ],
-    ids=["bloom", "falcon", "gpt_neo", "longrope"],
+    ids=["bloom", "gpt_neo", "longrope"],
 )
-def test_graphs_of_a_model_that_would_answer_otherwise_are_refused(
-    tmp_path: Path, numbers: dict[str, Any], complaint: str
+@pytest.mark.parametrize("forward", ["hf", "fused"])
+def test_graphs_of_a_model_that_would_answer_otherwise_are_refused_with_advice_that_is_true(
+    tmp_path: Path, numbers: dict[str, Any], complaint: str, forward: str
 ) -> None:
     """The module's attention has a mask, a cache or a rotation of its own, which static buffers do not give it."""
     loaded = dummy(tmp_path, numbers)
-    with pytest.raises(UserError, match=complaint) as error:
-        open_engine(loaded, EngineOptions(ops="native", positions=128))
-    assert "Cases 1 and 3 measure this model" in str(error.value)
+    said = complaint if forward == "hf" else "--forward fused does not cover"
+    with pytest.raises(UserError, match=f"{said}.*: Cases 1 and 3 measure this model$"):
+        open_engine(loaded, EngineOptions(ops="native", forward=forward, positions=128))
     case3 = open_engine(loaded, EngineOptions(ops="native", graphs="none", positions=128))
     assert len(list(case3.generate([5], 3))) == 3
+
+
+def test_fused_forward_of_another_architecture_is_refused_with_advice_that_is_true(tmp_path: Path) -> None:
+    loaded = dummy(tmp_path, GPT2)
+    with pytest.raises(UserError, match=r"does not cover GPT2LMHeadModel .*: use --forward hf$"):
+        open_engine(loaded, EngineOptions(forward="fused", positions=64))
+    open_engine(loaded, EngineOptions(forward="hf", positions=64, precapture=(8,))).close()
+
+
+def test_model_that_no_case_can_run_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = dummy(tmp_path, GPT2)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no such\nattention")
+
+    monkeypatch.setattr(loaded.module, "forward", broken)
+    with pytest.raises(UserError, match=r"no case measures this model \(.*NotImplementedError: no such attention\)"):
+        open_engine(loaded, EngineOptions(positions=64))
+    case3 = open_engine(loaded, EngineOptions(graphs="none", positions=64))
+    for source in (case3, HuggingFaceSource(loaded, loaded.info())):
+        with pytest.raises(
+            UserError, match=r"GPT2LMHeadModel cannot be run \(NotImplementedError: no such attention\)"
+        ):
+            greedy(source, [1, 2, 3], 2)
+
+
+def test_error_of_emit_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    loaded = dummy(tmp_path, GPT2)
+
+    def emit(_: int) -> None:
+        raise KeyError("the caller's own")
+
+    case3 = open_engine(loaded, EngineOptions(graphs="none", positions=64))
+    for source in (case3, HuggingFaceSource(loaded, loaded.info())):
+        with pytest.raises(KeyError, match="the caller's own"):
+            source.stream(Request(prompt_ids=[1, 2, 3]), emit)
+
+
+TEMPERED = SMALL | {
+    "model_type": "llama4_text", "num_key_value_heads": 2, "head_dim": 16, "intermediate_size_mlp": 160,
+    "num_local_experts": 2, "layer_types": ["full_attention"] * 2, "no_rope_layers": [0, 0], "floor_scale": 8,
+}  # fmt: skip
+
+
+def test_attention_temperature_by_position_is_that_of_generate(tmp_path: Path, random_ids: Ids) -> None:
+    loaded = dummy(tmp_path, TEMPERED)
+    with open_engine(loaded, EngineOptions(ops="native", positions=128, precapture=(16, 64, 100))) as engine:
+        for length in (3, 40, 90):
+            prompt, expected = prompt_and_answer(loaded, random_ids, length, 30)
+            assert greedy(engine, prompt, 30) == expected
+
+
+@pytest.mark.parametrize("positions", [64, 512])
+def test_probe_reaches_what_depends_on_the_position(
+    tmp_path: Path, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward that is right up to the middle of what is served, and wrong at its end."""
+    decode = StaticHFForward.decode
+
+    def wrong_later(self: StaticHFForward, token: Tensor, position: Tensor, cache: Any, logits: Tensor) -> None:
+        decode(self, token, position, cache, logits)
+        logits.mul_(1.0 + 0.01 * (position >= positions // 2))
+
+    loaded = dummy(tmp_path, SMALL | {"model_type": "llama"})
+    open_engine(loaded, EngineOptions(ops="native", positions=positions, precapture=(8,))).close()
+    monkeypatch.setattr(StaticHFForward, "decode", wrong_later)
+    said = f"the logits at position {positions - 2} differ by 1.0%: Cases 1 and 3 measure this model"
+    with pytest.raises(UserError, match=said):
+        open_engine(loaded, EngineOptions(ops="native", positions=positions, precapture=(8,)))
 
 
 def test_fused_forward_with_a_wrong_rotation_is_refused_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +175,7 @@ def test_fused_forward_with_a_wrong_rotation_is_refused_in_half_precision(monkey
         return replace(cache, cos=torch.ones_like(cache.cos), sin=torch.zeros_like(cache.sin))
 
     monkeypatch.setattr(FusedForward, "allocate_cache", unrotated)
-    with pytest.raises(UserError, match="the model's logits differ by"):
+    with pytest.raises(UserError, match="the logits at position 5 differ by"):
         open_engine(loaded, EngineOptions(forward="fused", graphs="none"))
 
 
@@ -125,7 +192,7 @@ def test_probe_with_one_prompt_whose_rounding_is_amplified_is_passed(
     num_unlucky = 2
     open_engine(loaded, EngineOptions(forward="fused", graphs="none")).close()
     num_unlucky, calls = 3, count()
-    with pytest.raises(UserError, match=r"the model's logits differ by 10\.0%: use --forward hf"):
+    with pytest.raises(UserError, match=r"the logits at position 5 differ by 10\.0%: use --forward hf"):
         open_engine(loaded, EngineOptions(forward="fused", graphs="none"))
 
 

@@ -188,7 +188,7 @@ def test_weights_are_held_once(model: PreTrainedModel) -> None:
 )
 def test_what_is_not_covered_is_told_in_one_line(numbers: dict[str, object], reason: str) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**numbers))
-    with pytest.raises(UserError, match=rf"{reason}.*use --forward hf") as error:
+    with pytest.raises(UserError, match=reason) as error:
         FusedForward(model)
     assert "\n" not in str(error.value)
 

@@ -1,6 +1,8 @@
 """Loading models: what is made, and what is told of what cannot be loaded."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hybridgraph.machine.device import device_name
 from hybridgraph.models.hub import location_of
 from hybridgraph.models.loading import device_called, load_model, oom_as_user_error
 
+ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 LLAMA = SMALL | {"model_type": "llama", "num_hidden_layers": 1}
 
@@ -37,25 +40,153 @@ def test_dummy_buffers_are_the_architectures_own() -> None:
     assert torch.equal(load("tiny-llama").model.rotary_emb.inv_freq, expected)  # type: ignore[union-attr,arg-type]
 
 
-@pytest.mark.parametrize("damage", ["lacks", "truncated", "garbage", "shape"])
-def test_weights_that_are_not_the_models_are_refused(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("lacks", r"lack 1 weights, such as model\.layers\.0\.mlp\.up_proj"),
+        ("shape", r"model\.norm\.weight is \[127\] in its files, \[128\] by its config\.json"),
+        ("scales", r"hold 28 numbers beside the weights, such as .*_scale, which its config\.json does not announce"),
+        ("biases", r"hold 4 numbers beside the weights, such as model\.layers\.0\.self_attn\.q_proj\.bias, which"),
+        ("truncated", "cannot be loaded"),
+        ("garbage", "cannot be loaded"),
+    ],
+)
+def test_weights_that_are_not_the_models_are_refused(tmp_path: Path, damage: str, said: str) -> None:
     from safetensors.torch import load_file, save_file
 
     load("tiny-llama").save_pretrained(tmp_path)  # type: ignore[operator]
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
+    projections = {name: weight for name, weight in weights.items() if "_proj" in name}
     if damage == "lacks":
         del weights["model.layers.0.mlp.up_proj.weight"]
-        save_file(weights, path, metadata={"format": "pt"})
     elif damage == "shape":
         weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
-        save_file(weights, path, metadata={"format": "pt"})
-    else:
+    elif damage == "scales":  # as NVIDIA's ModelOpt leaves them
+        weights |= {name: weight.to(torch.float8_e4m3fn) for name, weight in projections.items()}
+        weights |= {f"{name}_scale": torch.tensor(1 / 771) for name in projections}
+    elif damage == "biases":
+        queries = {name: weight for name, weight in projections.items() if "q_proj" in name}
+        weights |= {name.replace("weight", "bias"): torch.ones(weight.shape[0]) for name, weight in queries.items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    if damage in ("truncated", "garbage"):
         path.write_bytes(b"no safetensors at all" if damage == "garbage" else path.read_bytes()[:-1000])
-    said = r"lack 1 weights, such as model.layers.0.mlp.up_proj" if damage == "lacks" else "cannot be loaded"
     with pytest.raises(UserError, match=said) as error:
         load(tmp_path, "auto")
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_have_no_place_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    load("tiny-llama").save_pretrained(tmp_path)  # type: ignore[operator]
+    weights = load_file(tmp_path / "model.safetensors") | {"vision_tower.weight": torch.ones(3)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load(tmp_path, "auto")
+    said = capsys.readouterr().err
+    assert f"model '{tmp_path}': 1 weights of its files have no place in it, such as vision_tower.weight" in said
+    assert "LOAD REPORT" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "numbers", "said"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "fp8"}}, r"its weights are quantized \(fp8\)"),
+        ("config.json", {"text_config": {"quantization_config": {"quant_method": "awq"}}}, r"quantized \(awq\)"),
+        ("config.json", {"quantization_config": 5}, "its weights are quantized, and"),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, r"its weights are quantized \(NVFP4\)"),
+    ],
+    ids=["fp8", "nested", "no object", "modelopt"],
+)
+def test_dummy_weights_of_a_quantized_model_are_refused(
+    tmp_path: Path, file: str, numbers: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    load(tmp_path)
+    (tmp_path / file).write_text(json.dumps((LLAMA if file == "config.json" else {}) | numbers))
+    with pytest.raises(UserError, match=said):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"model_type": "llama", "num_hidden_layers": 1 << 31},
+        {"model_type": "gpt2", "n_layer": 10**9},
+        {"model_type": "llama4", "text_config": {"num_local_experts": 10**9}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("load_format", ["dummy", "auto"])
+def test_number_of_modules_without_end_is_told_at_once(
+    tmp_path: Path, load_format: str, numbers: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    with pytest.raises(UserError, match=r"(layers|layer|experts) \d+: at most 10000 are built"):
+        load(tmp_path, load_format)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "positions"),
+    [
+        ({"model_type": "llama", "max_position_embeddings": 77}, 77),
+        ({"model_type": "llama", "max_position_embeddings": -1}, 1 << 20),
+        ({"model_type": "llama", "max_position_embeddings": 0}, 1 << 20),
+        ({"model_type": "mpt", "d_model": 64, "n_layers": 1, "n_heads": 4, "max_seq_len": 32}, 32),
+        ({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 33}, 33),
+        ({"model_type": "bloom", "hidden_size": 64, "n_layer": 1, "n_head": 4}, 1 << 20),
+    ],
+    ids=str,
+)
+def test_positions_of_a_model_are_found_by_any_of_their_names(
+    tmp_path: Path, numbers: dict[str, Any], positions: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps((SMALL if numbers["model_type"] == "llama" else {}) | numbers))
+    loaded = load_model(str(tmp_path), load_format="dummy", dtype="float32", device=CPU, seed=0)
+    assert loaded.max_positions == positions
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_configuration_that_asks_for_tuples_is_measured(tmp_path: Path, model_type: str) -> None:
+    numbers = LLAMA if model_type == "llama" else {"n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 500}
+    (tmp_path / "config.json").write_text(json.dumps(numbers | {"model_type": model_type, "return_dict": False}))
+    ids = torch.arange(5)[None]
+    assert load(tmp_path)(ids).logits.shape == (1, 5, 500)
+
+
+def test_configuration_without_tied_embeddings_in_it_is_loaded(tmp_path: Path) -> None:
+    """Some configuration classes do not have the number at all."""
+    numbers = SMALL | {"model_type": "inkling_text", "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "no code of a model's is ever run"),
+        ({"model_type": "unheard_of"}, "knows no architecture of its model_type"),
+        ({"model_type": "vit"}, "it is no causal language model"),
+    ],
+    ids=["remote code", "unknown", "no language model"],
+)
+def test_what_libraries_advise_is_told_in_our_words(tmp_path: Path, numbers: dict[str, Any], said: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    (tmp_path / "own.py").write_text("raise SystemExit('this code must not run')")
+    with pytest.raises(UserError, match=said) as error:
+        load(tmp_path, "auto")
+    assert "trust_remote_code" not in str(error.value) and "pip install" not in str(error.value)
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(weights: Path, tmp_path: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[31m\n"
+    directory = damaged(weights, tmp_path, "config.json", LLAMA | {"quantization_config": {"quant_method": evil}})
+    protocol = ["--prompt-lengths", "3", "--ttft-iterations", "1", "--p99-iterations", "0", "--output-dir", "out"]
+    command = [sys.executable, str(ROOT / "case1_baseline.py"), "--model", str(directory), "--load-format", "auto"]
+    run = subprocess.run([*command, *protocol], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "owned" in run.stderr, "transformers warns that it knows no such quantization"
+    assert "\x1b" not in run.stderr and "\x07" not in run.stderr
 
 
 def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
@@ -133,7 +264,7 @@ def test_a_faulty_generation_configuration(weights: Path, tmp_path: Path, conten
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_real_weights_go_to_one_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_real_weights_go_to_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     asked: dict[str, Any] = {}
 
     def refuse(location: str, **arguments: Any) -> None:
@@ -142,8 +273,9 @@ def test_real_weights_go_to_one_device(monkeypatch: pytest.MonkeyPatch, device: 
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(UserError, match="this test loads nothing"):
-        load_model("some/model", load_format="auto", dtype="float32", device=torch.device(device), seed=0)
+        load_model(str(tmp_path), load_format="auto", dtype="float32", device=torch.device(device), seed=0)
     assert asked["device_map"] == {"": torch.device(device)}
 
 
@@ -188,5 +320,6 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path) -> None:
     model = load("tiny-llama")
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))  # type: ignore[union-attr,operator]
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="it has no weights as safetensors") as error:
         load(tmp_path, "auto")
+    assert "use_safetensors" not in str(error.value)

@@ -29,7 +29,7 @@ def checkpoint_of(name: str, load_format: str) -> None:
 
 
 def tokenizer_of(name: str, load_format: str) -> None:
-    text_prompts(Config(model=name, load_format="auto", prompt_file=__file__), name)
+    text_prompts(Config(model=name, load_format="auto", prompt_file=__file__), name, 500)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-is-called-so/model", "x" * 300 + "/x.gguf"])
@@ -62,8 +62,8 @@ def test_a_report_of_a_directory_that_cannot_be_looked_at() -> None:
         ({"eos_token_id": "x"}, "no eos_token_id"),
         ({"eos_token_id": []}, "no eos_token_id"),
         ({"vocab_size": "500"}, "no vocab_size"),
-        ({"max_position_embeddings": "abc"}, "max_position_embeddings 'abc' is no number of positions"),
-        ({"max_position_embeddings": [1024]}, "is no number of positions"),
+        ({"max_position_embeddings": "abc"}, "max_position_embeddings 'abc' is no whole number"),
+        ({"max_position_embeddings": [1024]}, "is no whole number"),
     ],
 )
 def test_a_faulty_configuration_of_another_engines_model(tmp_path: Path, damage: dict[str, Any], said: str) -> None:
@@ -108,3 +108,15 @@ def test_a_faulty_tokenizer(tokenizer: Path, file: str, damage: Callable[[dict[s
     (tokenizer / file).write_text(json.dumps(numbers))
     with pytest.raises(UserError, match=rf"tokenizer of '{tokenizer}' cannot be loaded: .*{said}"):
         tokenizer_of(str(tokenizer), "auto")
+
+
+def text_of(tmp_path: Path, text: str) -> str:
+    (tmp_path / "text.txt").write_text(text)
+    return str(tmp_path / "text.txt")
+
+
+def test_prompt_file_with_a_token_that_the_model_does_not_have_is_refused(tokenizer: Path, tmp_path: Path) -> None:
+    config = Config(load_format="auto", prompt_file=text_of(tmp_path, "a b a b a b"), prompt_lengths=(3,))
+    assert len(text_prompts(config, str(tokenizer), 2).ids(3, 0)) == 3
+    with pytest.raises(UserError, match=r"makes id 1 \('b'\) of it, beyond the model's 1"):
+        text_prompts(config, str(tokenizer), 1)

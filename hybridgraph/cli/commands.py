@@ -169,7 +169,7 @@ def _measure(source: TokenSource, config: Config, case: Case) -> None:
     if config.prompt_file is not None:
         from hybridgraph.sources.prompt_file import text_prompts
 
-        prompts = text_prompts(config, source.info.model)
+        prompts = text_prompts(config, source.info.model, source.info.vocab_size)
     results = measure(source, config, case, prompts)
     with printing():
         print_summary(case, results, source.stats(), as_json=config.json)

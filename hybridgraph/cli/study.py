@@ -53,7 +53,7 @@ def check(argv: Sequence[str]) -> int:
         model = config.model or default_model(device)
         bars("looking the model up", 0, 1)
         limit = numbers_of(model, config.load_format).get("max_position_embeddings")
-    if isinstance(limit, int):
+    if isinstance(limit, int) and limit > 0:
         config.fitted(limit, model)
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridgraph.errors import UserError, one_line
+from hybridgraph.models.faults import in_our_words
 from hybridgraph.models.shapes import BUILTIN_SHAPES, builtin_config
 
 HUB_ID = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -35,7 +36,7 @@ def looking_up(name: str, *, what: str = "model") -> Iterator[None]:
             ) from None
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             raise UserError(f"model '{name}' is not on the hub: a hub id is owner/name") from None
-        raise UserError(f"{what} '{name}' cannot be loaded: {one_line(error)}") from None
+        raise UserError(f"{what} '{name}' cannot be loaded: {in_our_words(error)}") from None
 
 
 def known_numbers(name: str, load_format: str) -> dict[str, Any]:
@@ -56,9 +57,14 @@ def known_numbers(name: str, load_format: str) -> dict[str, Any]:
 def numbers_of(name: str, load_format: str) -> dict[str, Any]:
     """What is known before weights are loaded: as ``known_numbers``, but of a hub id what its ``config.json`` says."""
     numbers = known_numbers(name, load_format)
-    if load_format == "dummy" or name.endswith(".gguf"):
+    if load_format == "dummy" or is_gguf(name):
         return numbers
     return configuration_in(location_of(name)[0])
+
+
+def is_gguf(name: str) -> bool:
+    """Whether ``name`` is that of one GGUF file."""
+    return name.lower().endswith(".gguf")
 
 
 def _local_numbers(name: str) -> dict[str, Any]:
@@ -103,14 +109,18 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 def configuration_in(location: str, file: str = "config.json", *, required: bool = True) -> dict[str, Any]:
     """The JSON object in ``file`` of a directory or hub id; empty where there is none and none is ``required``."""
-    directory = local_directory(location)
-    path = directory / file if directory else _downloaded(location, file, required=required)
     try:
-        return read_configuration(path)
+        return read_configuration(file_in(location, file, required=required))
     except FileNotFoundError:
         if not required:
             return {}
         raise UserError(f"{location} holds no {file}: it is no model directory") from None
+
+
+def file_in(location: str, file: str, *, required: bool = True) -> Path:
+    """Where ``file`` of a directory or hub id lies, which is downloaded; it may not be there, unless ``required``."""
+    directory = local_directory(location)
+    return directory / file if directory else _downloaded(location, file, required=required)
 
 
 def _downloaded(repository: str, file: str, *, required: bool) -> Path:
@@ -132,7 +142,7 @@ def location_of(name: str) -> tuple[str, dict[str, Any]]:
     Raises UserError for what is not there and could not be on the hub either.
     """
     repository, file = name, {}
-    if name.endswith(".gguf"):
+    if is_gguf(name):
         repository, slash, file_name = name.rpartition("/")
         repository, file = repository or slash or ".", {"gguf_file": file_name}
     directory = local_directory(repository)

@@ -10,13 +10,26 @@ import torch
 
 from hybridgraph.config import DTYPES, LOAD_FORMATS
 from hybridgraph.contract import SourceInfo
-from hybridgraph.errors import UserError, one_line
+from hybridgraph.errors import UserError, one_line, shortened
 from hybridgraph.machine.device import device_name
-from hybridgraph.models.hub import known_numbers, location_of, looking_up, special_ids
+from hybridgraph.models.faults import in_our_words, tame_library_messages
+from hybridgraph.models.gguf import apply_rope_scaling
+from hybridgraph.models.hub import (
+    configuration_in,
+    file_in,
+    is_gguf,
+    local_directory,
+    location_of,
+    looking_up,
+    numbers_of,
+    special_ids,
+)
+from hybridgraph.models.numbers import positions_of, require_buildable, require_unquantized
 from hybridgraph.roofline import ModelShape, Rates
+from hybridgraph.system.console import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -43,7 +56,7 @@ class LoadedModel:
     @property
     def max_positions(self) -> int:
         """The longest sequence the architecture was made for; no limit known counts as a very long one."""
-        return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+        return positions_of(self.module.config.get_text_config())
 
     def info(self, *, rates: Rates | None = None, environment: dict[str, Any] | None = None) -> SourceInfo:
         """What identifies the model, beside what its machine was found to be."""
@@ -85,23 +98,32 @@ def load_model(name: str, *, load_format: str, dtype: str, device: torch.device,
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(f"device '{device}': this machine has {count} usable NVIDIA GPUs (cpu runs without one)")
-    numbers = known_numbers(name, load_format)
+    tame_library_messages()
+    numbers = numbers_of(name, load_format)
+    require_buildable(numbers, name)
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if load_format == "dummy":
+        require_unquantized(numbers | _quantization_beside(name), name)
         module = _dummy_module(_configuration(name, numbers), torch_dtype, device, seed)
     else:
         module = _real_module(name, torch_dtype, device)
+    module.config.return_dict = True  # how its forward hands out what it computes is ours to say
     _require_runnable(module, name)
     module.train(False).requires_grad_(False)
     return LoadedModel(
         module=module,
         name=name,
         dtype=torch_dtype,
-        load_format=load_format + (", dequantized" if name.endswith(".gguf") else ""),
+        load_format=load_format + (", dequantized" if is_gguf(name) else ""),
         device=device,
         shape=_checked_shape(module, dtype),
         special_ids=_special_ids(module),
     )
+
+
+def _quantization_beside(name: str) -> dict[str, Any]:
+    """What NVIDIA's ModelOpt leaves beside a ``config.json`` that does not announce what it did."""
+    return configuration_in(name, "hf_quant_config.json", required=False) if local_directory(name) else {}
 
 
 def _configuration(name: str, numbers: dict[str, Any]) -> PretrainedConfig:
@@ -116,7 +138,7 @@ def _configuration(name: str, numbers: dict[str, Any]) -> PretrainedConfig:
         return AutoConfig.for_model(model_type, **numbers)
     except Exception as error:
         # Whatever a configuration class objects to is a fault of the file's values.
-        raise UserError(f"{name}/config.json: {one_line(error)}") from None
+        raise UserError(f"{name}/config.json: {in_our_words(error)}") from None
 
 
 def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, seed: int) -> PreTrainedModel:
@@ -134,7 +156,7 @@ def _dummy_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
         with init_empty_weights(include_buffers=False):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"no causal language model can be built of this config.json: {one_line(error)}") from None
+        raise UserError(f"no causal language model can be built of this config.json: {in_our_words(error)}") from None
     with oom_as_user_error(device):
         generator = torch.Generator(device=device).manual_seed(seed)
         for name, parameter in sorted(module.named_parameters()):
@@ -161,11 +183,35 @@ def _real_module(name: str, dtype: torch.dtype, device: torch.device) -> PreTrai
             trust_remote_code=False,
             device_map={"": device},
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below
             **(file or {"use_safetensors": True}),
         )
-    if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
-        raise UserError(f"model '{name}' is incomplete: its files lack {len(missing)} weights, such as {missing[0]}")
+        if file:
+            apply_rope_scaling(module, file_in(location, file["gguf_file"]))
+    _require_placed(module, name, found)
     return module
+
+
+def _require_placed(module: PreTrainedModel, name: str, found: Mapping[str, Any]) -> None:
+    """Raise UserError where the model's files and its modules do not hold the same weights.
+
+    What transformers has ``found``: it would go on with random numbers in the place of some, and without others.
+    """
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"model '{name}' is incomplete: its files lack {len(missing)} weights, such as {missing[0]}")
+    if mismatched := sorted(found["mismatched_keys"]):
+        key, stored, built = mismatched[0]
+        raise UserError(f"model '{name}': {key} is {list(stored)} in its files, {list(built)} by its config.json")
+    parents = {parameter.rpartition(".")[0] for parameter, _ in module.named_parameters()}
+    unexpected = sorted(found["unexpected_keys"])
+    if beside := [key for key in unexpected if key.rpartition(".")[0] in parents]:
+        raise UserError(
+            f"model '{name}': its files hold {len(beside)} numbers beside the weights, such as {beside[0]}, which "
+            "its config.json does not announce (scales of quantized weights?): it would compute something else"
+        )
+    if unexpected:
+        example = shortened(unexpected[0])
+        say(f"model '{shortened(name)}': {len(unexpected)} weights of its files have no place in it, such as {example}")
 
 
 @contextmanager
@@ -204,7 +250,7 @@ def _checked_shape(module: PreTrainedModel, dtype: str) -> ModelShape | None:
     if shape is None:
         return None
     counted = shape.num_layers * shape.layer_params + shape.head_params
-    if not config.tie_word_embeddings:
+    if not getattr(config, "tie_word_embeddings", False):
         counted += shape.vocab_size * shape.hidden_size
     held = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
     return shape if held == counted else None

@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hybridgraph.config import ModelSettings
 from hybridgraph.errors import UserError
-from hybridgraph.models.hub import configuration_in, ids_in, location_of, numbers_of, special_ids
+from hybridgraph.models.hub import configuration_in, ids_in, is_gguf, location_of, numbers_of, special_ids
+from hybridgraph.models.numbers import positions_of
 from hybridgraph.models.shapes import DEFAULT_GPU_MODEL, builtin_config
 from hybridgraph.roofline import ModelShape
 from hybridgraph.sources.supervised import SCRATCH
@@ -49,7 +51,7 @@ def open_checkpoint(config: ModelSettings, engine: str) -> Checkpoint:
     """Find the model of ``config``; raises UserError for one that ``engine`` cannot load as it stands."""
     name = config.model or DEFAULT_GPU_MODEL
     dtype = config.dtype or "float16"
-    if name.endswith(".gguf"):
+    if is_gguf(name):
         raise UserError(f"{engine} loads no GGUF file: give a directory or hub id with safetensors instead of {name}")
     numbers = numbers_of(name, config.load_format)
     if config.load_format == "dummy" and builtin_config(name) is not None:
@@ -62,10 +64,7 @@ def open_checkpoint(config: ModelSettings, engine: str) -> Checkpoint:
         raise UserError(f"{name}/config.json has no eos_token_id: {engine} needs an end id where it has no tokenizer")
     if not isinstance(numbers.get("vocab_size"), int):
         raise UserError(f"{name}/config.json has no vocab_size: {engine} is measured on plain language models")
-    limit = numbers.get("max_position_embeddings") or 1 << 20
-    if not isinstance(limit, int):
-        raise UserError(f"{name}/config.json: max_position_embeddings {limit!r} is no number of positions")
-    positions = config.fitted(limit, name).positions
+    positions = config.fitted(positions_of(SimpleNamespace(**numbers)), name).positions
     temporary = None if location else _written(numbers | {"torch_dtype": dtype})
     return Checkpoint(
         name=name,

@@ -18,8 +18,11 @@ def read_text(path: str) -> str:
         raise UserError(f"--prompt-file {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def text_prompts(config: ProtocolSettings, model: str) -> TextPrompts:
-    """Windows of the text, cut by the tokenizer of ``model``; raises UserError for one shorter than a prompt."""
+def text_prompts(config: ProtocolSettings, model: str, vocab_size: int) -> TextPrompts:
+    """Windows of the text, cut by the tokenizer of ``model``, which has ``vocab_size`` ids.
+
+    Raises UserError for a text that is shorter than a prompt, or that holds a token which the model does not have.
+    """
     from transformers import AutoTokenizer
 
     assert config.prompt_file is not None
@@ -28,6 +31,12 @@ def text_prompts(config: ProtocolSettings, model: str) -> TextPrompts:
     with looking_up(model, what="tokenizer of"):
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **file)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if ids and (beyond := max(ids)) >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(beyond)
+        raise UserError(
+            f"--prompt-file {config.prompt_file}: the tokenizer of '{model}' makes id {beyond} ({token!r:.40}) of it, "
+            f"beyond the model's {vocab_size}"
+        )
     prompts = TextPrompts(ids, seed=config.seed, source=config.prompt_file)
     prompts.ids(max(config.prompt_lengths), 0)  # now, and not after the shorter ones are measured
     return prompts

@@ -15,6 +15,7 @@ from transformers.generation import GenerationMode
 from hybridgraph.engine.forward.protocol import KVCache
 from hybridgraph.errors import UserError
 from hybridgraph.models.faults import model_fault
+from hybridgraph.models.numbers import whole_number
 
 
 class StaticHFForward:
@@ -34,9 +35,7 @@ class StaticHFForward:
         config = model.config.get_text_config()
         _require_full_attention(config, positions)
         self._model = model
-        self._heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._layers = config.num_hidden_layers
+        self._layers = _cached_layers(model)
         # Additive, in the model's precision: a boolean mask would be converted again in every layer. Rows are
         # aligned by their stride, which the memory-efficient attention kernels need.
         stride = -(-positions // 16) * 16
@@ -45,14 +44,11 @@ class StaticHFForward:
         self._positions = torch.arange(positions, device=model.device)[None]
 
     def allocate_cache(self, positions: int) -> KVCache:
-        return KVCache.allocate(
-            layers=self._layers,
-            kv_heads=self._heads,
-            positions=positions,
-            head_dim=self._head_dim,
-            dtype=self._model.dtype,
-            device=self._model.device,
-        )
+        def zeros(like: Tensor) -> Tensor:
+            """Of keys or values [1, heads, 1, head_dim] of one position, room for all layers and positions."""
+            return like.new_zeros((len(self._layers), like.shape[1], positions, like.shape[3]))
+
+        return KVCache(*map(zeros, self._layers[0]))
 
     def prepare(self, lengths: Sequence[int]) -> None:
         """Its kernels serve every length."""
@@ -82,6 +78,17 @@ class StaticHFForward:
             logits_to_keep=last,
         )
         logits.copy_(output.logits[0, 0])
+
+
+def _cached_layers(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
+    """What ``model`` keeps of one token in each layer: keys and values. Raises UserError where that is not all."""
+    output = model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=model.device), use_cache=True)
+    cache = getattr(output, "past_key_values", None)
+    kept = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", ())]
+    layers = [(keys, values) for keys, values in kept if keys is not None and values is not None]
+    if not layers or len(layers) < len(kept) or len({(k.shape, v.shape) for k, v in layers}) > 1:
+        raise UserError(f"{type(model).__name__} does not keep the same keys and values in every layer")
+    return layers
 
 
 class _PrefillSlots(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -124,7 +131,7 @@ class _DecodeSlots(Cache):  # type: ignore[misc]
 class GenerateState:
     """Where ``generate()`` would be in the answer in progress: its ids so far, and what it would call with next."""
 
-    ids: Tensor | None = None  # int64 [1, so far]
+    ids: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [1, so far]
     arguments: dict[str, Any] = field(default_factory=dict)
     output: Any = None  # of the last call
 
@@ -160,27 +167,23 @@ class EagerHFForward:
     def prefill(
         self, ids: Tensor, length: int, start: Tensor, last: Tensor, cache: GenerateState, logits: Tensor
     ) -> None:
-        model = self._model
-        prompt, arguments = ids[None, :length], dict(self._arguments)
-        if self._takes_mask:
-            arguments["attention_mask"] = torch.ones_like(prompt)
-        if self._takes_positions:
-            arguments["position_ids"] = model._prepare_position_ids_for_generation(prompt, arguments)
-        model._prepare_cache_for_generation(self._generation_config, arguments, GenerationMode.GREEDY_SEARCH, 1, length)
-        cache.ids, cache.arguments = prompt, arguments
-        self._run(cache, logits, length, is_first_iteration=True)
+        cache.ids, cache.output = ids[None, :length], None
+        self._run(cache, logits, length)
 
     def decode(self, token: Tensor, position: Tensor, cache: GenerateState, logits: Tensor) -> None:
-        assert cache.ids is not None
-        cache.arguments = self._model._update_model_kwargs_for_generation(cache.output, cache.arguments)
         cache.ids = torch.cat((cache.ids, token[None]), dim=-1)
         self._run(cache, logits, 1)
 
-    def _run(self, state: GenerateState, logits: Tensor, num_new: int, **first: bool) -> None:
+    def _run(self, state: GenerateState, logits: Tensor, num_new: int) -> None:
+        """Call the module with the last ``num_new`` ids; raises UserError for a fault of the model's."""
         model = self._model
         try:
+            if is_first := state.output is None:
+                state.arguments = self._first_arguments(state.ids)
+            else:
+                state.arguments = model._update_model_kwargs_for_generation(state.output, state.arguments)
             inputs = model.prepare_inputs_for_generation(
-                state.ids, next_sequence_length=num_new, **state.arguments, **first
+                state.ids, next_sequence_length=num_new, is_first_iteration=is_first, **state.arguments
             )
             state.output = model(**inputs, return_dict=True)
             logits.copy_(state.output.logits[0, -1])
@@ -189,11 +192,32 @@ class EagerHFForward:
                 raise
             raise UserError(f"{type(model).__name__} cannot be run ({fault})") from error
 
+    def _first_arguments(self, prompt: Tensor) -> dict[str, Any]:
+        """What ``generate()`` adds to a prompt, int64 [1, length]."""
+        model, arguments = self._model, dict(self._arguments)
+        if self._takes_mask:
+            arguments["attention_mask"] = torch.ones_like(prompt)
+        if self._takes_positions:
+            arguments["position_ids"] = model._prepare_position_ids_for_generation(prompt, arguments)
+        config, length = self._generation_config, prompt.shape[1]
+        model._prepare_cache_for_generation(config, arguments, GenerationMode.GREEDY_SEARCH, 1, length)
+        return arguments
+
 
 def length_dependent_rope(config: Any) -> str | None:
     """The rope scaling whose frequencies depend on the length in progress: a graph would keep those of its capture."""
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     return kind if kind in ("dynamic", "longrope") else None
+
+
+def window_of(config: Any) -> int | None:
+    """How far back the attention of some layer reaches, where that is limited; raises UserError for no number."""
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # as GPT-Neo calls it
+        return whole_number(config, "window_size")
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if not getattr(config, "use_sliding_window", True) or "sliding_attention" not in kinds:
+        return None
+    return whole_number(config, "sliding_window")
 
 
 def _require_full_attention(config: Any, positions: int) -> None:
@@ -202,17 +226,14 @@ def _require_full_attention(config: Any, positions: int) -> None:
             f"{config.model_type} has rope scaling {rope}, whose frequencies change with the length: CUDA Graph cases "
             "need fixed ones"
         )
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if "local" in (getattr(config, "attention_layers", None) or ()):  # as GPT-Neo calls it
-        window = config.window_size
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} and not (kinds == {"sliding_attention"} and (window or 0) >= positions):
-        raise UserError(
-            f"{config.model_type} has layers of {', '.join(sorted(kinds))}: CUDA Graph cases need full attention over "
-            f"all {positions} positions"
-        )
-    if window is not None and window < positions:
+    if (window := window_of(config)) is not None and window < positions:
         raise UserError(
             f"{config.model_type} attends over a window of {window}, less than the {positions} positions asked for "
             "(--max-seq-len)"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UserError(
+            f"{config.model_type} has layers of {', '.join(sorted(map(str, kinds)))}: CUDA Graph cases need full "
+            f"attention over all {positions} positions"
         )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -18,14 +17,7 @@ class KVCache:
     """
 
     keys: Tensor  # [layers, kv_heads, positions, head_dim]
-    values: Tensor  # [layers, kv_heads, positions, head_dim]
-
-    @classmethod
-    def allocate(
-        cls, *, layers: int, kv_heads: int, positions: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> KVCache:
-        shape = (layers, kv_heads, positions, head_dim)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+    values: Tensor  # the same, where they have heads or a head_dim of their own, with those
 
     @property
     def positions(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,10 +82,13 @@ def _proven(
     a position far from the first. What is found is what changes the logits by more than rounding does: with many
     layers in bfloat16, that is a sixth.
     """
-    static = opener(module, buffers)
+    with _faults_told():
+        static = opener(module, buffers)
+    places = _places(buffers.positions)
+    static.prepare([place.padded for place in places])
     eps = torch.finfo(buffers.logits.dtype).eps
     most = max(LEAST_APART, eps * max(EPS_APART, EPS_APART_A_LAYER * math.sqrt(static.num_layers)))
-    for place in _places(buffers.positions):
+    for place in places:
         least = math.inf
         for number in range(PROBES):
             _fill(buffers, place, number)
@@ -134,13 +138,20 @@ def _places(positions: int) -> list[Place]:
 def _difference_of(static: StaticOperations, plain: StaticOperations, buffers: StaticBuffers, place: Place) -> float:
     """How far ``static``'s logits of the probe in the buffers are from ``plain``'s, relative to those."""
     expected = _answer(plain, buffers, place.length)
-    try:
+    with _faults_told():
         found = _answer(static, buffers, place.padded)
+    return max(map(_difference, found, expected))
+
+
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    """Raise UserError for whatever a module, or its configuration, does that is not made for static buffers."""
+    try:
+        yield
     except Exception as error:
-        if (fault := model_fault(error)) is None:
+        if isinstance(error, UserError) or (fault := model_fault(error)) is None:
             raise
         raise UserError(f"the model does not run over static buffers ({fault})") from None
-    return max(map(_difference, found, expected))
 
 
 def _fill(buffers: StaticBuffers, place: Place, number: int) -> None:

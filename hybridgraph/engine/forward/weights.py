@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hybridgraph.engine.forward.hf import length_dependent_rope
+from hybridgraph.engine.forward.hf import length_dependent_rope, window_of
 from hybridgraph.errors import UserError
 from hybridgraph.kernels.heuristics import MOST_EXCEPTIONS
 from hybridgraph.kernels.packed import GROUP, PackedMatrix, count_exceptions, pack
@@ -89,7 +89,7 @@ def merge_weights(model: PreTrainedModel) -> ModelWeights:
         eps=float(config.rms_norm_eps),
         inv_freq=decoder.rotary_emb.inv_freq.detach().float(),
         rope_scale=float(decoder.rotary_emb.attention_scaling),
-        window=_window(config),
+        window=window_of(config),
     )
 
 
@@ -184,6 +184,8 @@ def _not_covered(model: PreTrainedModel, config: Any) -> str | None:
     if (rope := length_dependent_rope(config)) is not None:
         return f"rope scaling {rope}, whose frequencies change with the length"
     layer = model.model.layers[0]
+    if special := {type(part).__name__ for part in layer.modules() if _is_special_linear(part)}:
+        return f"layers of type {', '.join(sorted(special))}"
     unmerged = {"o_proj": layer.self_attn.o_proj, "gate_proj": layer.mlp.gate_proj, "down_proj": layer.mlp.down_proj}
     if biased := [name for name, linear in unmerged.items() if linear.bias is not None]:
         return f"biases in {', '.join(biased)}"
@@ -194,8 +196,6 @@ def _not_covered(model: PreTrainedModel, config: Any) -> str | None:
     return None
 
 
-def _window(config: Any) -> int | None:
-    """How far back some layer's attention reaches, where that is limited."""
-    if not getattr(config, "use_sliding_window", True):
-        return None
-    return getattr(config, "sliding_window", None)
+def _is_special_linear(part: nn.Module) -> bool:
+    """Whether ``part`` stands where a linear layer does and is another, as quantization leaves them."""
+    return type(part) is not nn.Linear and (isinstance(part, nn.Linear) or hasattr(part, "in_features"))
