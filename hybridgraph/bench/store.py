@@ -28,7 +28,7 @@ from hybridgraph.bench.samples import COLUMNS, PHASES, WARMTHS, Phase, RunIdenti
 from hybridgraph.cases import CASES, PEERS
 from hybridgraph.contract import GRAPH_PATHS, SourceInfo
 from hybridgraph.errors import UserError
-from hybridgraph.system.files import open_regular, read_lines, write_atomically, writing
+from hybridgraph.system.files import is_there, open_regular, read_lines, write_atomically, writing
 from hybridgraph.system.locks import locked
 
 SAMPLES, GZIPPED_SAMPLES = "_samples.jsonl", "_samples.jsonl.gz"
@@ -45,7 +45,7 @@ def _make_previous(directory: Path) -> Path:
 
 
 def _move_to_previous(directory: Path, paths: Iterable[Path]) -> Path | None:
-    old = [path for path in paths if os.path.lexists(path)]
+    old = [path for path in paths if is_there(path)]
     if not old:
         return None
     kept = _make_previous(directory)
@@ -80,12 +80,12 @@ class ResultFiles:
 
     def exist(self) -> bool:
         """Whether a run has left any of them."""
-        return any(os.path.lexists(self.path(suffix)) for suffix in SUFFIXES)
+        return any(is_there(self.path(suffix)) for suffix in SUFFIXES)
 
     def samples_path(self) -> Path | None:
         """Where the raw samples are, plain or gzipped; None where there are none."""
         found = (self.path(suffix) for suffix in (SAMPLES, GZIPPED_SAMPLES))
-        return next((path for path in found if os.path.lexists(path)), None)
+        return next((path for path in found if is_there(path)), None)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -18,7 +18,9 @@ from hybridgraph.bench.environment import ENVIRONMENT, read_environment
 from hybridgraph.bench.samples import COLUMNS, Phase, RunIdentity
 from hybridgraph.cases import CASES, Case, Part
 from hybridgraph.config import SETTINGS
-from hybridgraph.report.load import SAME_STUDY, Results, differences, read_table
+from hybridgraph.report.cells import read_table
+from hybridgraph.report.load import SAME_STUDY, Results, differences
+from hybridgraph.system.files import is_there
 
 DIRECTORY = "ablation"
 KINDS: tuple[Phase, ...] = ("ttft", "p99")
@@ -84,7 +86,7 @@ def _runs(directory: Path) -> Iterator[tuple[Path, Case]]:
     """Those that have come to their P99."""
     for path in sorted(directory.glob("*")):
         for case in CASES:
-            if all((path / f"{case.name}_{kind}.csv").exists() for kind in KINDS):
+            if all(is_there(path / f"{case.name}_{kind}.csv") for kind in KINDS):
                 yield path, case
 
 

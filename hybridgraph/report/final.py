@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 
 import pandas as pd
 
 from hybridgraph.cases import CASES, PEERS
+from hybridgraph.errors import one_line
 from hybridgraph.places import is_published, require_own
 from hybridgraph.report.ablation import Variant, read_variants
 from hybridgraph.report.answer import answer
@@ -48,17 +49,18 @@ class Derived:
     tables: dict[str, Table]  # by the metric's key
     variants: Sequence[Variant]
     evidence: Evidence
+    undrawn: Container[str] = ()  # the plots that could not be drawn
 
     @property
     def plots(self) -> list[str]:
         """The files of its plots."""
-        drawn = [plot_name(m) for m in PLOTTED if m.key in self.tables and self.tables[m.key].measured]
-        return drawn + [GROWTH] * self.has_growth
+        wanted = [plot_name(m) for m in PLOTTED if m.key in self.tables and self.tables[m.key].measured]
+        return [name for name in wanted + [GROWTH] * self.has_growth if name not in self.undrawn]
 
     @property
     def has_growth(self) -> bool:
-        """Whether a run over many lengths lies beside the results, with times on a device."""
-        return self.results.sweep is not None and bool(self.results.sweep["device_ms"].notna().any())
+        """Whether a run over many lengths lies beside the results, with times."""
+        return self.results.sweep is not None and bool(self.results.sweep["warm_mean_ms"].notna().any())
 
     def texts(self) -> dict[str, str]:
         """The content of every file but the plots, by its name."""
@@ -85,15 +87,18 @@ def derive(directory: Path) -> Derived:
     return Derived(results, tables, variants, evidence)
 
 
-def write_final_tables(directory: Path, *, as_json: bool, page: Path | None = None, beside: Path | None = None) -> None:
+def write_final_tables(
+    directory: Path, *, as_json: bool, page: Path | None = None, beside: Path | None = None
+) -> list[str]:
     """Print the tables of ``directory``'s results, and write them with plots and report there; raises UserError.
 
     Published results are only printed. ``page``: where the page goes instead; ``beside``: a second run that it shows.
+    Returns a sentence for each plot that could not be drawn.
     """
     derived = derive(directory)
+    failed: dict[str, str] = {}
     if not is_published(directory):
-        with writing(directory):
-            _write(directory, derived)
+        failed = _write(directory, derived)
         page = page or directory / PAGE
     if page is not None:
         _write_page(page, derived, beside)
@@ -101,27 +106,42 @@ def write_final_tables(directory: Path, *, as_json: bool, page: Path | None = No
         _show(derived)
         if as_json:
             print(json.dumps(_document(derived)))
+    return [f"{name} could not be drawn: {reason}" for name, reason in failed.items()]
 
 
-def _write(directory: Path, derived: Derived) -> None:
+def _write(directory: Path, derived: Derived) -> dict[str, str]:
+    """Write tables and report, then the plots; returns those that could not be drawn, and why."""
     plots = [*map(plot_name, METRICS), GROWTH]
     drawings = [plot.replace(".png", ".svg") for plot in plots]
     for name in (*map(table_name, METRICS), AVERAGES, INTERVALS, CLAIMS, *plots, *drawings):
-        (directory / name).unlink(missing_ok=True)  # what it shows may be gone
+        with writing(directory / name):
+            (directory / name).unlink(missing_ok=True)  # what it shows may be gone
     for name, text in derived.texts().items():
-        (directory / name).write_text(text, encoding="utf-8")
-    _draw(directory, derived)
+        write_atomically(directory / name, text)
+    if failed := _draw(directory, derived):
+        write_atomically(directory / REPORT, replace(derived, undrawn=failed).texts()[REPORT])
+    return failed
 
 
-def _draw(directory: Path, derived: Derived) -> None:
+def _draw(directory: Path, derived: Derived) -> dict[str, str]:
+    """Draw the plots; returns those that could not be drawn, and why."""
+    failed = {}
+    for name in derived.plots:
+        try:
+            _plot(derived, directory / name)
+        except Exception as error:  # whatever matplotlib and this machine are at odds about
+            failed[name] = one_line(error)
+    return failed
+
+
+def _plot(derived: Derived, path: Path) -> None:
     from hybridgraph.report.plots import plot_growth, plot_table  # only now: tables do without matplotlib
 
+    if path.name == GROWTH and derived.results.sweep is not None:
+        plot_growth(derived.results.sweep, path)
     for metric in PLOTTED:
-        if plot_name(metric) in derived.plots:
-            table = derived.tables[metric.key]
-            plot_table(table, derived.results, derived.evidence, directory / plot_name(metric))
-    if derived.results.sweep is not None and derived.has_growth:
-        plot_growth(derived.results.sweep, directory / GROWTH)
+        if path.name == plot_name(metric):
+            plot_table(derived.tables[metric.key], derived.results, derived.evidence, path)
 
 
 def _write_page(path: Path, own: Derived, beside: Path | None) -> None:

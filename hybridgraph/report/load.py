@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,14 @@ from hybridgraph.bench.samples import (
 from hybridgraph.cases import CASE4_FUSED, CASES, PEERS, Case
 from hybridgraph.config import SETTINGS, ModelSettings, own_settings_of, separating
 from hybridgraph.errors import UserError
+from hybridgraph.report.cells import read_table
 from hybridgraph.settings import Told
+from hybridgraph.system.files import is_there
 
 SWEEP = f"length_sweep/{CASE4_FUSED.name}_ttft.csv"
 EMULATED_MARK = "~"  # behind the name of a case whose graphs are emulated
-LARGEST = 1e15  # beyond anything that was measured or counted
-LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 # What a directory beside the tables must share with them; one that came with a checkout, say, does not.
 SAME_STUDY = (*separating(own_settings_of(ModelSettings)), "commit")
-REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
-# A file from before such a column has unknown cells there.
-ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms", "overflowed", "stopped"}
-_TEXT = set(IDENTITY_COLUMNS) - {"seed"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def load_results(directory: Path) -> Results:
     if not found:
         raise UserError(f"{directory} holds no result files: run a case first, or give its --output-dir")
     environment = read_environment(directory / ENVIRONMENT)
-    newest = max(found.values(), key=lambda table: str(table["started"].max()))
+    newest = max(found.values(), key=lambda table: datetime.fromisoformat(table["started"].iloc[0]))
     identity = {str(column): str(value) for column, value in newest.iloc[-1].items() if column in IDENTITY_COLUMNS}
     tables: dict[str, dict[str, pd.DataFrame]] = {kind: {} for kind in PHASES}
     left_out = []
@@ -108,7 +103,7 @@ def load_results(directory: Path) -> Results:
             left_out.append(f"{name}_{kind}.csv (run {table['run_id'].iloc[0]}) is left out: {other}")
         else:
             tables[kind][name] = table.set_index("prompt_length")
-    sweep = read_table(directory / SWEEP, TTFT_COLUMNS) if _exists(directory / SWEEP) else None
+    sweep = read_table(directory / SWEEP, TTFT_COLUMNS) if is_there(directory / SWEEP) else None
     if sweep is not None and differences(sweep, identity, SAME_STUDY):
         sweep = None
     return Results(tables, identity, environment, left_out, _remarks(tables, environment), sweep)
@@ -120,15 +115,8 @@ def result_files(directory: Path) -> dict[tuple[Phase, str], Path]:
         (kind, case.name): path
         for kind in PHASES
         for case in (*CASES, *PEERS)
-        if _exists(path := directory / f"{case.name}_{kind}.csv")
+        if is_there(path := directory / f"{case.name}_{kind}.csv")
     }
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise UserError(f"{path} cannot be looked at: {error.strerror or error}") from None
 
 
 def differences(table: pd.DataFrame, identity: dict[str, str], columns: Sequence[str]) -> str:
@@ -204,55 +192,3 @@ def _settings(configurations: dict[Case, dict[str, Any]]) -> list[str]:
 def _differs(name: str, configurations: Iterable[dict[str, Any]]) -> bool:
     values = [value for configuration in configurations if (value := configuration.get(name)) is not None]
     return any(value != values[0] for value in values)
-
-
-def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """One result file, each number a float, each unknown a NaN."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not lines:
-        raise UserError(f"{path}, line 1: the file is empty")
-    missing = [column for column in columns if column not in lines[0] and column not in ADDED_LATER]
-    if missing:
-        raise UserError(f"{path}, line 1: column {missing[0]} is missing")
-    if len(lines) == 1:
-        raise UserError(f"{path}, line 2: no row follows the heading")
-    rows = [_row(path, number, lines[0], cells) for number, cells in enumerate(lines[1:], start=2)]
-    table = pd.DataFrame(rows, columns=list(columns))
-    repeated = table["prompt_length"][table["prompt_length"].duplicated()]
-    if len(repeated):
-        raise UserError(f"{path}, line {repeated.index[0] + 2}, column prompt_length: {repeated.iloc[0]} stands twice")
-    return table
-
-
-def _row(path: Path, number: int, heading: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    if len(cells) != len(heading):
-        column = heading[min(len(cells), len(heading) - 1)]
-        raise UserError(f"{path}, line {number}, column {column}: the row has {len(cells)} of {len(heading)} cells")
-    return {
-        column: cell if column in _TEXT else _number(cell, f"{path}, line {number}, column {column}", column)
-        for column, cell in zip(heading, cells, strict=True)
-    }
-
-
-def _number(cell: str, where: str, column: str) -> float | int:
-    if cell == "":
-        if column in REQUIRED:
-            raise UserError(f"{where}: the cell is empty")
-        return math.nan
-    try:
-        value = float(cell)
-    except ValueError:
-        raise UserError(f"{where}: '{cell}' is no number") from None
-    if not 0 <= value < LARGEST or (value == 0 and column in REQUIRED):
-        raise UserError(f"{where}: {cell} is no time, count or rate")
-    if column == "seed" and value.is_integer():
-        return int(value)
-    if column != "prompt_length":
-        return value
-    if not (value.is_integer() and 1 <= value <= LONGEST):
-        raise UserError(f"{where}: {cell} is no prompt length")
-    return int(value)

@@ -13,7 +13,7 @@ from hybridgraph.errors import UserError
 from hybridgraph.places import OUTPUT, SHOWN, find_results
 from hybridgraph.settings import Program, parse_path
 from hybridgraph.system.command_line import Parser
-from hybridgraph.system.console import guarded, printing
+from hybridgraph.system.console import guarded, printing, say
 
 WHERE = replace(
     SETTINGS["output_dir"],
@@ -40,8 +40,10 @@ def generate_final_tables(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--{misplaced.pop().replace('_', '-')} belongs to --compare DIR DIR")
     from hybridgraph.report.final import write_final_tables
 
-    write_final_tables(_directory(settings), as_json=settings.json, **given)
-    return 0
+    undrawn = write_final_tables(_directory(settings), as_json=settings.json, **given)
+    for sentence in undrawn:
+        say(sentence)
+    return 1 if undrawn else 0
 
 
 def _add_page(parser: Parser) -> None:

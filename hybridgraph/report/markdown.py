@@ -14,10 +14,11 @@ from hybridgraph.cases import Case
 from hybridgraph.contract import GRAPH_PATHS
 from hybridgraph.errors import UserError
 from hybridgraph.report.ablation import Variant
+from hybridgraph.report.cells import LARGEST
 from hybridgraph.report.claims import HYBRIDS, absent_rivals, claim_rows, findings
 from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.grid import markdown
-from hybridgraph.report.load import LARGEST, Results
+from hybridgraph.report.load import Results
 from hybridgraph.report.study import METRICS, STUDY, figures
 from hybridgraph.report.tables import AVERAGE, Table, figure
 
@@ -103,10 +104,10 @@ def study_section(results: Results, tables: Mapping[str, Table]) -> str:
         lengths = sorted({*printed.index, *table.values.index})
         pairs = pd.concat([printed, table.values[[case.column for case in STUDY]]], axis=1, keys=("study", "here"))
         pairs = pairs.reindex(lengths)
-        rows = [[str(length), *_pairs(pairs.loc[length])] for length in lengths]
+        rows = [[str(length), *_pairs(row)] for length, row in zip(lengths, pairs.to_dict("records"), strict=True)]
         shared = pairs.loc[:, [column for column in pairs if pairs[column].notna().any()]].dropna()
         if len(shared):
-            rows.append([AVERAGE, *_pairs(shared.mean().reindex(pairs.columns))])
+            rows.append([AVERAGE, *_pairs(shared.mean().reindex(pairs.columns).to_dict())])
         sections += [f"### {table.metric.heading}", markdown(["tokens", *heading], rows, together=2)]
     i = results.identity
     rules = [
@@ -117,8 +118,8 @@ def study_section(results: Results, tables: Mapping[str, Table]) -> str:
     return "\n\n".join([*sections, _list(rules)])
 
 
-def _pairs(row: pd.Series[float]) -> list[str]:
-    return [figure(float(row[kind, case.column])) for case in STUDY for kind in ("study", "here")]
+def _pairs(row: Mapping[Any, float]) -> list[str]:
+    return [figure(row[kind, case.column]) for case in STUDY for kind in ("study", "here")]
 
 
 def claims_section(results: Results, tables: Mapping[str, Table], evidence: Evidence) -> str:
@@ -205,11 +206,12 @@ def shortened(flags: str) -> str:
 def _means(results: Results) -> str:
     """For each case: protocol mean, first request and warm mean apart, beside device time and floors."""
     columns = ("warm_mean_ms", "device_ms", "floor_ms", "floor_ratio", "sustained_floor_ms")
+    others = ("mean_ms", "cold_ms", "first_seen_ms")
     heading = ["tokens", "mean", "first", "warm", "device", "floor", "× floor", "sustained"]
     sections = []
     for case, table in _measured(results, "ttft"):
         rows = []
-        for length, row in table.iterrows():
+        for length, row in zip(table.index, table[[*others, *columns]].to_dict("records"), strict=True):
             first = f"{figure(row['cold_ms'])}*" if pd.notna(row["cold_ms"]) else figure(row["first_seen_ms"])
             rows.append([str(length), figure(row["mean_ms"]), first, *(figure(row[column]) for column in columns)])
         sections += [f"### {case.title}", markdown(heading, rows)]

@@ -5,26 +5,25 @@ Each is written as PNG and as SVG, by settings of its own whatever matplotlib's 
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, say, may not be importable here
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hybridgraph.cases import CASE4_FUSED, Case
 from hybridgraph.report.comparison import Change
+from hybridgraph.report.drawing import Figure, FuncFormatter, LogLocator, NullFormatter, mpl
 from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.load import Results
 from hybridgraph.report.palette import FLOOR, GRID, MUTED, TEXT, look_of
 from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Metric, Table
+from hybridgraph.system.files import write_atomically
 
 AXES = {
     TTFT: "protocol TTFT, mean, ms",
@@ -32,6 +31,7 @@ AXES = {
     P99: "P99 of TTFT, ms",
     DECODE: "ITL, mean, ms",
 }
+EMULATED = " (graphs EMULATED: not CUDA Graph results)"
 LENGTH_AXIS = "prompt length, tokens"
 BAND = (5, 95)  # percentiles of the requests behind a line
 APART = 4  # from how many times the lowest line on an axis is logarithmic
@@ -82,15 +82,23 @@ def plot_table(table: Table, results: Results, evidence: Evidence, path: Path) -
         _draw(axes, lines)
 
 
+def growth_of(sweep: pd.DataFrame) -> tuple[str, pd.Series[float]]:
+    """What a run over many lengths knows of its growth: the time on the device or, without one, at the client."""
+    rows = sweep.set_index("prompt_length")
+    on_device = rows["device_ms"].dropna()
+    return ("time on the device", on_device) if len(on_device) else ("warm TTFT", rows["warm_mean_ms"].dropna())
+
+
 def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
-    """Device time and floor over a long range of prompt lengths: rows of one case."""
+    """Time and floor over a long range of prompt lengths: rows of one case."""
     about = about_run({str(column): str(value) for column, value in sweep.iloc[0].items()})
-    rows, look = sweep.set_index("prompt_length"), look_of(CASE4_FUSED)
+    (what, times), look = growth_of(sweep), look_of(CASE4_FUSED)
     lines = [
-        Line(CASE4_FUSED.title, rows["device_ms"].dropna(), look.color, look.marker),
-        Line("floor", rows["floor_ms"].dropna(), FLOOR, dashed=True),
+        Line(CASE4_FUSED.title, times, look.color, look.marker),
+        Line("floor", sweep.set_index("prompt_length")["floor_ms"].dropna(), FLOOR, dashed=True),
     ]
-    with _plot(path, "Prefill over prompt length", [about], "time on the device, ms") as axes:
+    emulated = EMULATED if (sweep["graph_backend"] == "emulated").any() else ""
+    with _plot(path, f"Prefill over prompt length{emulated}", [about], f"{what}, ms") as axes:
         _draw(axes, [line for line in lines if len(line.values)])
 
 
@@ -161,7 +169,7 @@ def about_run(identity: Mapping[str, str]) -> str:
 
 
 def _emulated(results: Results) -> str:
-    return " (graphs EMULATED: not CUDA Graph results)" if results.is_emulated else ""
+    return EMULATED if results.is_emulated else ""
 
 
 @contextmanager
@@ -176,7 +184,8 @@ def _plot(path: Path, title: str, about: Sequence[str], axis: str) -> Iterator[A
 
 @contextmanager
 def _figure(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in another script, for instance, that the font has no glyphs for
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)
         figure = Figure(figsize=size, dpi=130, layout="constrained")
@@ -184,8 +193,10 @@ def _figure(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
         yield figure
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once: both files are of the same figure
-        figure.savefig(path, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        for target, metadata in ((path, {"Software": None}), (path.with_suffix(".svg"), {"Date": None})):
+            image = BytesIO()
+            figure.savefig(image, format=target.suffix[1:], metadata=metadata)
+            write_atomically(target, image.getvalue())
 
 
 def _dress(axes: Any, about: Sequence[str], axis: str) -> None:

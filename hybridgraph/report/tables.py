@@ -139,7 +139,8 @@ class Table:
 
     def rows(self) -> list[tuple[int, dict[str, float]]]:
         """Each length and its times, by the cases' columns."""
-        rows = ({str(column): float(value) for column, value in row.items()} for _, row in self.values.iterrows())
+        columns = [str(column) for column in self.values.columns]
+        rows = (dict(zip(columns, row, strict=True)) for row in self.values.to_numpy().tolist())
         return list(zip(map(int, self.values.index), rows, strict=True))
 
 

@@ -46,6 +46,17 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def is_there(path: Path) -> bool:
+    """Return whether anything has this name, a link that leads nowhere too; raises UserError where none can tell."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{path} cannot be looked at: {error.strerror or error}") from None
+    return True
+
+
 def open_regular(path: Path, flags: int) -> int:
     """Return a descriptor of ``path``, opened with ``flags``; raise OSError for anything but a regular file."""
     try:
