@@ -88,6 +88,7 @@ class Soak:
     first: dict[int, list[int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     ending: threading.Event = field(default_factory=threading.Event)
+    errors: list[Exception] = field(default_factory=list)
     requests: int = 0
     wrong: int = 0
     cancelled: int = 0
@@ -104,10 +105,15 @@ class Soak:
                 print(f"request {number}: {ids} after {expected}", file=sys.stderr)
 
     def be_a_client(self, number: int, seed: int) -> None:
-        """Ask until the end, at times over a new connection; one of the clients works on lent buffers."""
-        draw = random.Random(seed)
+        """Ask until the end, or an error; one of the clients works on lent buffers."""
+        try:
+            self._ask_until_the_end(GeneratorClient if number else SharedBufferClient, random.Random(seed))
+        except Exception as error:
+            self.errors.append(error)
+
+    def _ask_until_the_end(self, kind: type[Client], draw: random.Random) -> None:
+        """Ask, at times over a new connection."""
         while not self.ending.is_set():
-            kind = SharedBufferClient if number == 0 else GeneratorClient
             with closing(kind.connect(self.path, script=SCRIPT)) as client:
                 for _ in range(draw.randrange(1, 400)):
                     if self.ending.is_set():
@@ -213,7 +219,8 @@ def soaked(soak: Soak, pid: int, requests: int, seconds: float, seed: int) -> li
     begun_s = time.monotonic()
     try:
         while len(rows) < NUM_ROWS:
-            assert all(client.is_alive() for client in clients)
+            if soak.errors:
+                raise soak.errors[0]
             time.sleep(0.05)
             done = max(soak.requests / requests, (time.monotonic() - begun_s) / seconds)
             if done >= (len(rows) + 1) / NUM_ROWS:

@@ -199,6 +199,21 @@ def test_poll_ends_when_its_time_is_over(ends: Ends, monkeypatch: pytest.MonkeyP
         assert len(ends.received) == 2001
 
 
+def test_client_whose_hello_is_not_read_yet_is_not_silent(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator was in a long call, or others had their turns first."""
+    monkeypatch.setattr(ends.connections, "_hello_timeout_s", 0.01)
+    with socket.socket(socket.AF_UNIX) as client, ends.connected() as flood:
+        client.connect(str(ends.path))
+        ends.connections.poll(0.0)
+        flood.sendall(CANCELS)
+        client.sendall(encode(HELLO))
+        time.sleep(0.05)
+        monkeypatch.setattr("hybridgraph.serving.ipc.connections.POLL_BUDGET_S", 0.0)
+        for _ in range(3):
+            ends.connections.poll(0.0)
+        assert len(ends.connections.greeted) == 2
+
+
 def test_newcomers_without_end_are_taken_in_turns_with_clients(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     with ends.connected() as honest, ExitStack() as newcomers:
         for _ in range(50):

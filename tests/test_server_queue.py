@@ -294,3 +294,10 @@ def test_generator_that_starts_gives_signs_of_life_between_its_stages() -> None:
             channel.send(HELLO)
             received = receive_until(channel, Ready)
         assert sum(isinstance(message, Heartbeat) for message in received) >= 3
+
+
+def test_client_that_comes_during_a_long_call_is_not_taken_for_a_silent_one() -> None:
+    options = ("--start-s", "3", "--silent-start", "--beat", "1", "--hello-timeout", "0.5")
+    with toy(*options, ready=False) as generator, channel_to(generator.path, greet=False) as channel:
+        channel.send(HELLO)
+        assert isinstance(receive_until(channel, Ready)[-1], Ready)

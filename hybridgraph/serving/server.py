@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 MAX_WAITING_PER_CLIENT = 64
 MAX_WAITING_IDS = 1 << 18  # of a client's prompts, which wait in memory
 LAST_WORDS_S = 0.25  # for those at the door when the generator ends
+LOOK_IN_S = 0.05  # for the sockets, while the engine is in a long call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +191,7 @@ class Server:
             self._fail(job, kind, error)
         self._state = Failed(request_id=None, kind=kind, error=error)
         self._connections.broadcast(self._state)
-        until_s = time.monotonic() + LAST_WORDS_S
-        while self._connections.poll(0.0) and time.monotonic() < until_s:
-            pass  # newcomers are accepted, and told when their Hello is read
+        self._connections.poll_all(LAST_WORDS_S)  # newcomers are told when their Hello is read
 
     def close(self) -> None:
         """Close every connection, and take every lease back."""
@@ -223,7 +222,7 @@ class Server:
     def _look_in(self) -> None:
         """See to the sockets while the server's own thread is in a long call, and tell all who wait that it lives."""
         self._is_looking_in = True
-        self._connections.poll(0.0)
+        self._connections.poll_all(LOOK_IN_S)
         self._is_looking_in = False
         if self._engine is None:
             self._beat(self._connections.greeted)

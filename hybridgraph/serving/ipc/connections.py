@@ -113,6 +113,12 @@ class Connections:
             self._resume_accepting()
         return happened
 
+    def poll_all(self, within_s: float) -> None:
+        """React to all that has happened, newcomers' first messages included, but for no longer than ``within_s``."""
+        until_s = time.monotonic() + within_s
+        while self.poll(0.0) and time.monotonic() < until_s:
+            pass
+
     def send(self, connection: Connection, message: ToClient) -> None:
         """Send ``message``, now or as fast as the client reads; to a closed connection it is nothing."""
         if not connection.open:
@@ -306,6 +312,6 @@ class Connections:
 
     def _drop_silent(self) -> None:
         now_s = time.monotonic()
-        for connection in list(self._silent):
+        for connection in self._silent - self._ready.keys():  # else it may have said something that is not read yet
             if connection.hello_deadline_s is not None and connection.hello_deadline_s <= now_s:
                 self.drop(connection, "protocol", f"no Hello within {self._hello_timeout_s:g} s")
