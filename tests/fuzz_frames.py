@@ -32,7 +32,7 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest does
 
-from toy_clients import Toy, client_of, frame, toy
+from toy_clients import Toy, client_of, end_with_parent, frame, toy
 from toy_generator import VOCAB_SIZE, toy_answer
 
 from hybridgraph.contract import Request
@@ -232,7 +232,8 @@ ATTACKS: dict[Attack, float] = SHARES | {everything: 1 - sum(SHARES.values())}
 
 def attacking(attack: Attack, path: Path, seed: int, sent: Synchronized[int], stop: Event) -> None:
     """Attack until ``stop``, from a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     draw = random.Random(seed)
     while not stop.is_set():
         try:

@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest does
 
 from architectures import ARCHITECTURES, SMALL
-from toy_clients import ROOT, SCRIPT
+from toy_clients import ROOT, SCRIPT, end_with_parent
 
 from hybridgraph.contract import Request
 from hybridgraph.errors import UserError
@@ -171,7 +171,8 @@ def generator(flags: Sequence[str]) -> Iterator[tuple[Path, subprocess.Popen[byt
         )
         own = ("--device", "cpu", "--model", directory, "--max-graphs", "20", "--precapture", "10,20,40,80")
         command = [sys.executable, str(ROOT / SCRIPT), "--socket", str(path), "--load-format", "dummy", *own, *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, preexec_fn=end_with_parent)
         try:
             assert process.stdout is not None and process.stdout.readline().startswith(b"listening")
             yield path, process

@@ -19,6 +19,7 @@ from toy_clients import (
     assert_serves,
     channel_to,
     client_of,
+    end_with_parent,
     frame,
     generate,
     receive_until,
@@ -264,6 +265,7 @@ def test_accepting_pauses_without_descriptors_and_answering_does_not(
 
 
 def limited_to_descriptors(number: int) -> None:
+    end_with_parent()
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_clients import end_with_parent
 from toy_generator import ToyEngine
 
 from hybridgraph.contract import Report, Request
@@ -55,7 +56,7 @@ FLAGS = ["--model", "tiny-llama", "--dtype", "float32", "--precapture", "16,8", 
 def generator(device: str, ops: str = "native") -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     path = fresh_socket_path()
     command = [sys.executable, str(ROOT / SCRIPT), "--socket", str(path), "--device", device, "--ops", ops, *FLAGS]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=end_with_parent)
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("listening")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,7 +23,14 @@ from hybridgraph.system.console import no_op
 
 SCRIPT = "case4_jit_cuda_generator.py"
 ROOT = Path(__file__).resolve().parents[1]
+OWN_PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 TIMEOUT_S = 20.0  # for what takes milliseconds where nothing else runs
+
+
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """In a child that has just been forked: let the kernel end it when its parent is gone, even if that was killed."""
+    set_parent_death_signal = 1  # prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
 class Toy:
@@ -33,7 +41,7 @@ class Toy:
         command = [sys.executable, str(ROOT / "tests" / "toy_generator.py"), str(path), *options]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(
-            command, text=True, env=environment, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | popen
+            command, text=True, env=environment, **OWN_PIPES | {"preexec_fn": end_with_parent} | popen
         )
 
     def wait_for(self, line: str) -> Toy:
