@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from hybridgraph.cases import ENGINES, PAPER_PROMPT_LENGTHS, Case, Part
 from hybridgraph.contract import MAX_TEMPERATURE, MIN_TEMPERATURE
 from hybridgraph.errors import UserError
-from hybridgraph.settings import MAX_ITERATIONS, OPENING, Program, Setting, Told, parse_lengths, parse_path
+from hybridgraph.settings import MAX_ITERATIONS, MEASURING, OPENING, Program, Setting, Told, parse_lengths, parse_path
 
 LOAD_FORMATS = ("dummy", "auto")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -26,6 +26,7 @@ OPS = ("torchscript", "inductor", "native", "fused")
 FORWARDS = ("hf", "fused")
 WEIGHTS = ("plain", "packed", "auto")
 MAX_PAUSE_MS = 60_000
+MAX_LAUNCHES = 1000
 DEFAULT_MAX_SEQ_LEN = 512
 
 _Value = TypeVar("_Value")
@@ -326,6 +327,17 @@ class RunSettings(Settings):
     resume: bool = _setting(
         False, Setting("finish an interrupted run: nothing measured is measured again", told=Told.NOWHERE)
     )
+    launch: int = _setting(
+        1,
+        Setting(
+            "which start of the case's processes this is: from the second on, it adds to the run that is there",
+            metavar="K",
+            parse=int,
+            limits=(1, MAX_LAUNCHES),
+            programs=MEASURING - {Program.STUDY},
+            told=Told.NOWHERE,
+        ),
+    )
     json: bool = _setting(
         False,
         Setting(
@@ -337,6 +349,11 @@ class RunSettings(Settings):
     @property
     def output_path(self) -> Path:
         return Path(self.output_dir)
+
+    @property
+    def continues(self) -> bool:
+        """Whether this adds to the run that is there, where there is one."""
+        return self.resume or self.launch > 1
 
 
 @dataclass(frozen=True, kw_only=True)

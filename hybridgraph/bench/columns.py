@@ -26,6 +26,7 @@ PATHS = {
 }
 CHUNKED = Column("int", "requests", "answered by several graphs, one after the other")
 OVERFLOWED = Column("int", "requests", "whose last logits were not all finite; empty where nobody looked")
+LAUNCHES = Column("int", "", "how many starts of the case's processes the requests are of")
 STOPPED = Column("int", "requests", "during which a process was stopped, or the machine asleep; empty where unknown")
 COLLECTIONS = Column("int", "", "runs of Python's garbage collector inside the requests")
 IDENTITY = {
@@ -75,6 +76,7 @@ TTFT = {
     "sustained_floor_ms": Column("float", "ms", "the floor at the matrix rate that power allows without a pause"),
     "overflowed": OVERFLOWED,
     "stopped": STOPPED,
+    "launches": LAUNCHES,
 }
 P99 = {
     "prompt_length": LENGTH,
@@ -93,6 +95,7 @@ P99 = {
     "warm_samples": Column("int", "requests", "how many of them were warm"),
     "overflowed": OVERFLOWED,
     "stopped": STOPPED,
+    "launches": LAUNCHES,
 }
 DECODE = {
     "prompt_length": LENGTH,
@@ -108,6 +111,7 @@ DECODE = {
     "first_itl_ms": Column("float", "ms", "mean ITL of the first answer at this length, which stands apart"),
     "overflowed": OVERFLOWED,
     "stopped": STOPPED,
+    "launches": LAUNCHES,
 }
 SAMPLE = {
     "run_id": IDENTITY["run_id"],
@@ -125,4 +129,5 @@ SAMPLE = {
     "gc_collections": Column("int", "", "runs of Python's garbage collector inside the request"),
     "overflowed": Column("bool", "", "whether its last logits were not all finite; null where nobody looked"),
     "stopped": Column("bool", "", "whether a process was stopped, or the machine asleep, meanwhile; null if unknown"),
+    "launch": Column("int", "", "which start of the case's processes answered, from 1"),
 }

@@ -24,8 +24,11 @@ from hybridgraph.system.standstill import Standstill
 class MeasuringLoop:
     """Takes the samples. What a sample costs beside the request itself is two clock reads and one record."""
 
-    def __init__(self, source: TokenSource, prompts: Prompts, config: ProtocolSettings, run_id: str) -> None:
+    def __init__(
+        self, source: TokenSource, prompts: Prompts, config: ProtocolSettings, run_id: str, launch: int = 1
+    ) -> None:
         self._source = source
+        self._launch = launch
         self._prompts = prompts
         self._config = config
         self._run_id = run_id
@@ -57,8 +60,9 @@ class MeasuringLoop:
                 self._sample("ttft", length, self._first_prompt["warm-up"] + index, self._config.new_tokens)
 
     def warm_up_again(self, samples: Sequence[Sample]) -> None:
-        """What ``samples`` of the same run found warm must be so again; what they had not seen, stays to be seen."""
-        for length, new_tokens in sorted({(sample.prompt_length, 1 + len(sample.itl_ms)) for sample in samples}):
+        """What ``samples`` of this launch found warm must be so again; what they had not seen, stays to be seen."""
+        own = [sample for sample in samples if sample.launch == self._launch]
+        for length, new_tokens in sorted({(sample.prompt_length, 1 + len(sample.itl_ms)) for sample in own}):
             self._sample("ttft", length, self._first_prompt["warm-up"], new_tokens)
 
     def row(self, phase: Phase, length: int, count: int) -> list[Sample]:
@@ -100,6 +104,7 @@ class MeasuringLoop:
             gc_collections=_collections() - collections,
             overflowed=report.overflowed,
             stopped=self._stood_still_since(start_ns),
+            launch=self._launch,
         )
 
     def _stood_still_since(self, start_ns: int) -> bool:

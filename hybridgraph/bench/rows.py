@@ -41,6 +41,7 @@ def ttft_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
         "gc_collections": sum(s.gc_collections for s in samples),
         "overflowed": _num_true(sample.overflowed for sample in samples),
         "stopped": _num_true(sample.stopped for sample in samples),
+        "launches": len({sample.launch for sample in samples}),
     } | _graph_paths(samples)
 
 
@@ -62,6 +63,7 @@ def p99_row(samples: Sequence[Sample]) -> Row:
         "gc_collections": sum(s.gc_collections for s in samples),
         "overflowed": _num_true(sample.overflowed for sample in samples),
         "stopped": _num_true(sample.stopped for sample in samples),
+        "launches": len({sample.launch for sample in samples}),
     } | _graph_paths(samples)
 
 
@@ -89,6 +91,7 @@ def decode_row(samples: Sequence[Sample], info: SourceInfo) -> Row:
         "first_itl_ms": mean(first),
         "overflowed": _num_true(sample.overflowed for sample in samples),
         "stopped": _num_true(sample.stopped for sample in samples),
+        "launches": len({sample.launch for sample in samples}),
     }
 
 

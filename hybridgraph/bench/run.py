@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from hybridgraph.bench.environment import known_of_run
@@ -41,7 +42,7 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     writer = open_results(ResultFiles(config.output_path, case.name), config, info)
     known = known_of_run(config.output_path, case.name, writer.identity.run_id)
     if any(_missing(writer, phase, config) for phase in phases(config)):
-        loop = MeasuringLoop(source, prompts, config, writer.identity.run_id)
+        loop = MeasuringLoop(source, prompts, config, writer.identity.run_id, config.launch)
         writer.record(
             identity=asdict(writer.identity),
             configuration=config.as_json(),
@@ -58,12 +59,21 @@ def measure(source: TokenSource, config: Config, case: Case, prompts: Prompts | 
     return writer
 
 
-def _missing(writer: ResultWriter, phase: Phase, config: ProtocolSettings) -> list[int]:
-    """The lengths of ``phase`` that are still to be measured, ascending."""
-    return [length for length in lengths(config) if not writer.is_done(phase, length, phases(config)[phase])]
+def _missing(writer: ResultWriter, phase: Phase, config: Config) -> list[int]:
+    """The lengths of ``phase`` that this launch has still to measure, ascending."""
+    count = phases(config)[phase]
+    return [length for length in lengths(config) if not writer.is_done(phase, length, count, config.launch)]
 
 
-def _measure_missing(loop: MeasuringLoop, config: ProtocolSettings, title: str, writer: ResultWriter) -> None:
+def is_complete(files: ResultFiles, config: ProtocolSettings, launch: int) -> bool:
+    """Whether every row of ``launch`` is on disk; raises UserError for samples that cannot be read."""
+    found = files.read_samples()
+    sizes = Counter((s.phase, s.prompt_length) for s in (found[1] if found else ()) if s.launch == launch)
+    wanted = phases(config).items()
+    return all(sizes[phase, length] >= count for phase, count in wanted for length in lengths(config))
+
+
+def _measure_missing(loop: MeasuringLoop, config: Config, title: str, writer: ResultWriter) -> None:
     """Measure row by row, each on disk before the next."""
     spent = writer.facts["gpu_spent"]
     with loop.taking(), progress_bars() as advance, _meter(writer.info) as meter:
@@ -76,11 +86,22 @@ def _measure_missing(loop: MeasuringLoop, config: ProtocolSettings, title: str, 
                 writer.require_own_file()
                 meter()
                 row = loop.row(phase, length, count)
-                spent.setdefault(phase, {})[str(length)] = meter()
+                of_phase = spent.setdefault(phase, {})
+                of_phase[str(length)] = _added(of_phase.get(str(length), {}), meter())
                 writer.add(row)
                 writer.record()
             advance(f"{title}: {phase}", len(missing), len(missing))
     writer.require_own_file()
+
+
+def _added(before: Mapping[str, Any], lap: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row's earlier launches spent and this one's together; of the clock, which is no sum, the latest."""
+    sums = {
+        name: before[name] + value
+        for name, value in lap.items()
+        if name not in MOMENTARY and isinstance(value, (int, float)) and isinstance(before.get(name), (int, float))
+    }
+    return {**lap, **sums}
 
 
 @contextmanager
@@ -97,17 +118,21 @@ def _meter(info: SourceInfo) -> Iterator[Callable[[], dict[str, Any]]]:
 def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> ResultWriter:
     """The writer of a new run, or of the one that ``--resume`` continues; an earlier run's files are kept aside."""
     identity = identify(config, info)
-    if config.resume and (found := files.read_samples()) is not None:
+    flag = "--resume" if config.resume else f"--launch {config.launch}"
+    if config.continues and (found := files.read_samples()) is not None:
         old, samples = found
         known = known_of_run(files.directory, files.name, old.run_id)
         machine = _machine(known.get("source", {}).get("environment", {}))
         same_run = replace(identity, run_id=old.run_id, started=old.started)
-        _require_same(config.output_dir, asdict(old), asdict(same_run))
+        require_same = partial(_require_same, flag, config.output_dir)
+        require_same(asdict(old), asdict(same_run))
         decisive = {name: value for name, value in config.as_json().items() if SETTINGS[name].decides}
-        _require_same(config.output_dir, known.get("configuration", {}), decisive)
-        _require_same(config.output_dir, machine, _machine(info.environment))
+        require_same(known.get("configuration", {}), decisive)
+        require_same(machine, _machine(info.environment))
         info = replace(info, rates=_recorded_rates(known) or info.rates)  # so that every row of the run has one floor
         return ResultWriter(files, old, info, _complete_rows(samples, phases(config)))
+    if config.launch > 1:
+        raise UserError(f"--launch {config.launch}: {config.output_dir} has no earlier launch of {files.name}")
     if config.resume:
         say(f"nothing of {files.name} to resume in {config.output_dir}")
     kept = files.set_aside()
@@ -116,11 +141,11 @@ def open_results(files: ResultFiles, config: Config, info: SourceInfo) -> Result
     return ResultWriter(files, identity, info, ())
 
 
-def _require_same(directory: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _require_same(flag: str, directory: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UserError for what may not differ between a run and its continuation; what was not recorded may."""
     for name, value in now.items():
         if before.get(name, value) != value:
-            raise UserError(f"--resume: the run in {directory} had {name} {before[name]}, this one has {value}")
+            raise UserError(f"{flag}: the run in {directory} had {name} {before[name]}, this one has {value}")
 
 
 def _machine(environment: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +170,8 @@ def _recorded_rates(known: dict[str, Any]) -> Rates | None:
 
 def _complete_rows(samples: Sequence[Sample], wanted: Mapping[Phase, int]) -> list[Sample]:
     """The samples of rows that were measured to their end: half a row is measured again as a whole."""
-    sizes = Counter((sample.phase, sample.prompt_length) for sample in samples)
-    return [s for s in samples if sizes[s.phase, s.prompt_length] >= wanted.get(s.phase, 0)]
+    sizes = Counter((sample.phase, sample.prompt_length, sample.launch) for sample in samples)
+    return [s for s in samples if sizes[s.phase, s.prompt_length, s.launch] >= wanted.get(s.phase, 0)]
 
 
 def identify(config: ProtocolSettings, info: SourceInfo) -> RunIdentity:

@@ -56,6 +56,7 @@ class Sample:
     gc_collections: int = 0  # collections of Python's collector that ran inside the sample
     overflowed: bool | None = None  # as in Report
     stopped: bool | None = None  # whether the process was stopped, or the machine asleep, meanwhile; None: unknown
+    launch: int = 1  # which start of the case's processes answered, from 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ def _sample(fields: dict[str, Any], run_id: str) -> Sample:
     numbers = all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in times)
     named = sample.phase in PHASES and sample.graph_path in (None, *GRAPH_PATHS) and sample.warmth in WARMTHS
     marks = all(mark in (None, False, True) for mark in (sample.overflowed, sample.stopped))
-    noted = marks and isinstance(sample.gc_collections, int)
+    noted = marks and isinstance(sample.gc_collections, int) and isinstance(sample.launch, int) and sample.launch > 0
     if not (numbers and named and noted and sample.run_id == run_id and isinstance(sample.prompt_length, int)):
         raise ValueError("no sample of this run")
     return sample
@@ -156,8 +156,9 @@ class ResultWriter:
         with writing(self._path):
             self._left = _Stamp.of(self._path.lstat())
 
-    def is_done(self, phase: Phase, length: int, count: int) -> bool:
-        return len(self._groups.get((phase, length), ())) >= count
+    def is_done(self, phase: Phase, length: int, count: int, launch: int = 1) -> bool:
+        """Whether ``launch`` has ``count`` samples of ``phase`` at this length."""
+        return sum(sample.launch == launch for sample in self._groups.get((phase, length), ())) >= count
 
     def add(self, row: Sequence[Sample]) -> None:
         """Store one row: all samples of one phase at one length.

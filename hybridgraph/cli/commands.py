@@ -234,7 +234,7 @@ def _reason_recorded(config: Config, case: Case) -> Iterator[None]:
         except Exception as error:
             if not told_to_stop() and (reason := explained(error)) is not None:
                 with suppress(UserError):  # where nothing can be written, the error itself is all that a user needs
-                    _record_reason(reason, files, earlier, resumed=config.resume)
+                    _record_reason(reason, files, earlier, resumed=config.continues)
             raise
 
 

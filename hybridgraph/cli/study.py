@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hybridgraph.bench.directory import held_by_complete_run
 from hybridgraph.bench.environment import record_not_run, run_id_of, why_ended
+from hybridgraph.bench.run import is_complete
 from hybridgraph.bench.store import ResultFiles, set_all_aside
 from hybridgraph.cases import CASE5, CASES, Case
 from hybridgraph.cli import flags, setup
@@ -65,6 +66,7 @@ class CompleteRun:
         self._asked = asked
         self._directory = asked.config.output_path
         self._failed: list[str] = []
+        self._skipped: list[str] = []
         self._told = False  # whether the step in flight has told its user of the interruption itself
 
     def run(self) -> int:
@@ -84,13 +86,25 @@ class CompleteRun:
             return code
         if not self._asked.config.resume and (kept := set_all_aside(self._directory)) is not None:
             say(f"earlier results are kept in {kept}")
-        for number, case in enumerate(CASES, start=1):
-            say(f"== {case.name}: case {number} of {len(CASES)}")
-            self._measure(case)
+        for launch, case in schedule(self._asked.launches):
+            self._start(case, launch)
         self._print_tables()
         if self._failed:
             say(f"failed: {' '.join(self._failed)}")
         return int(bool(self._failed))
+
+    def _start(self, case: Case, launch: int) -> None:
+        """Measure one launch of a case; one that has failed before is not started again."""
+        of, several = self._asked.launches, self._asked.launches > 1
+        if launch > 1 and (case.name in self._failed or case.name in self._skipped):
+            return
+        told = f"== {case.name}: case {1 + CASES.index(case)} of {len(CASES)}"
+        say(f"{told}, launch {launch} of {of}" if several else told)
+        config = self._asked.config
+        if several and config.resume and is_complete(ResultFiles(self._directory, case.name), config, launch):
+            say("this launch is complete already")
+            return
+        self._measure(case, launch)
 
     def _step(self, title: str, *arguments: str) -> int:
         """Run Python with ``arguments`` to its end; returns its exit code. A second signal kills it."""
@@ -101,7 +115,7 @@ class CompleteRun:
                 self._told = child.end(signal.SIGINT, patience_s=None) == INTERRUPTED
                 raise
 
-    def _measure(self, case: Case) -> None:
+    def _measure(self, case: Case, launch: int) -> None:
         if case == CASE5:
             if not self._asked.with_tensorrt_llm:
                 self._skip(case, f"not asked for: add {flags.WITH_TENSORRT}")
@@ -112,7 +126,8 @@ class CompleteRun:
                 say(f"error: {one_line(error)}")
                 self._fail(case, one_line(error))
                 return
-        code = self._step(case.name, *arguments_of(case, self._asked.flags))
+        own = [*self._asked.flags, *([f"--launch={launch}"] if launch > 1 else [])]
+        code = self._step(case.name, *arguments_of(case, own))
         if code:
             # With TOLD the case has said why, and written it down where it could.
             self._fail(case, None if code == TOLD else failure(code))
@@ -120,6 +135,7 @@ class CompleteRun:
 
     def _skip(self, case: Case, reason: str) -> None:
         say(f"{case.name} is skipped, {reason}")
+        self._skipped.append(case.name)
         self._record(case, reason)
 
     def _fail(self, case: Case, reason: str | None) -> None:
@@ -139,6 +155,16 @@ class CompleteRun:
         as_json = ["--json"] if self._asked.config.json else []
         if self._step("the tables", str(TABLES), f"--output-dir={self._asked.config.output_dir}", *as_json):
             self._failed.append(TABLES.stem)
+
+
+def schedule(launches: int) -> Iterator[tuple[int, Case]]:
+    """Each launch of each case, one round of cases after the other; every second round is in the opposite order.
+
+    So what drifts with time, as a machine does that warms up, tells no case from another.
+    """
+    for launch in range(1, launches + 1):
+        for case in CASES if launch % 2 else reversed(CASES):
+            yield launch, case
 
 
 def record_reason(directory: Path, case: Case, reason: str) -> None:

@@ -22,7 +22,7 @@ LARGEST = 1e15  # beyond anything that was measured or counted
 LONGEST = 1 << 40  # far beyond any prompt, and still an integer everywhere
 REQUIRED = {"prompt_length", "mean_ms", "p99_ms", "itl_mean_ms", "samples"}
 # A file from before such a column has unknown cells there.
-ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms", "overflowed", "stopped"}
+ADDED_LATER = {"chunked", "sustained_floor_ms", "warm_samples", "first_itl_ms", "overflowed", "stopped", "launches"}
 DELIMITERS = ",;\t"  # ours, and those of spreadsheets
 _WHOLE = {"prompt_length", "seed"}
 _NUMERALS = set("0123456789.eE+-")

@@ -183,7 +183,7 @@ def as_frame(samples: Sequence[Sample]) -> pd.DataFrame:
     """A row a sample, in the order in which they were measured; ``itl_mean_ms`` is NaN for answers of one token."""
     return pd.DataFrame(
         {
-            "launch": [getattr(s, "launch", 1) for s in samples],
+            "launch": [s.launch for s in samples],
             "phase": [s.phase for s in samples],
             "prompt_length": [s.prompt_length for s in samples],
             "warmth": [s.warmth for s in samples],
