@@ -181,5 +181,5 @@ def test_command_writes_the_page_of_a_published_run_where_it_is_asked_to(tmp_pat
     assert "5.51 times as fast as the baseline (35.24 ms)" in text, "the answer, computed"
     assert "CUDA Graphs alone 3.20 times, JIT alone 1.34 times" in text
     for heading in ("What graphs cost", "The study&#x27;s claims", "How sure the figures are", "Environment"):
-        assert f"<h2>{heading}</h2>" in text
+        assert f"<summary>{heading}</summary>" in text
     assert list(tmp_path.iterdir()) == [page]

@@ -55,9 +55,9 @@ def _certainty(results: Results, evidence: Evidence, table: Table) -> str:
     found = ratio(evidence.of(WARM, pair[1]), evidence.of(WARM, pair[0]), lengths, in_pairs=True)
     if not found.is_known:
         return "How sure that is cannot be told: too few samples are here."
-    apart = f"{pair[1].title} is {found.low:.2f} to {found.high:.2f} times its time"
+    apart = f"{pair[1].title} takes {found.low:.2f} to {found.high:.2f} times as long as {pair[0].title}"
     if not found.excludes(1):
-        return f"{pair[1].title} is no different beyond the noise."
+        return f"{pair[1].title} and {pair[0].title} are no different beyond the noise."
     if found.basis == "launches":
         return f"{apart} (95 % interval over {found.count} launches)."
     return f"{apart}, but with one launch of each case nothing tells how much launches differ."

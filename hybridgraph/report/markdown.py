@@ -164,9 +164,9 @@ def certainty_section(tables: Mapping[str, Table], evidence: Evidence) -> str:
         rows = [[str(n), *(figure(bound.upper) if bound else "" for bound in found)] for n, found in bounds.items()]
         if any(cell for _, *cells in rows for cell in cells):
             sections += ["### P99 is at most, ms", markdown(_heading(table), rows)]
+            sections.append("At 95 %, whatever the distribution, of requests as these launches had them.")
         without = {bound.told() for found in bounds.values() for bound in found if bound and math.isnan(bound.upper)}
-        rule = "Bounds of P99 hold at 95 %, whatever the distribution, of requests as these launches had them."
-        sections.append(_list([rule, *(f"An empty cell: {reason}." for reason in sorted(without))]))
+        sections += [_list(f"P99 has {reason}." for reason in sorted(without))] if without else []
     return "\n\n".join(sections)
 
 

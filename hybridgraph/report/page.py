@@ -46,6 +46,7 @@ class Text:
 
     heading: str
     markdown: str
+    is_open: bool = True  # whether it is unfolded at first
 
 
 def render_page(shown: Shown, answer: Sequence[str], texts: Iterable[Text], beside: Shown | None = None) -> str:
@@ -61,12 +62,17 @@ def render_page(shown: Shown, answer: Sequence[str], texts: Iterable[Text], besi
         f'<div class="answer">{_markdown(" ".join(answer))}</div>',
         _bar(runs),
         *_charts(runs),
-        *(f"<section><h2>{html.escape(text.heading)}</h2>{_markdown(text.markdown)}</section>" for text in texts),
+        *map(_text, texts),
     ]
     colors = {"text": TEXT, "muted": MUTED, "grid": GRID, "background": BACKGROUND, "accent": ACCENT}
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     title = f"hybridgraph: {html.escape(shown.results.identity['device'])}"
     return template.substitute(colors, title=title, library=get_plotlyjs(), body="\n".join(body))
+
+
+def _text(text: Text) -> str:
+    heading = f"<summary>{html.escape(text.heading)}</summary>"
+    return f"<details{' open' * text.is_open}>{heading}{_markdown(text.markdown)}</details>"
 
 
 def _charts(runs: Sequence[Shown]) -> Iterator[str]:
@@ -149,7 +155,7 @@ def texts_of(results: Results, tables: Mapping[str, Table], evidence: Evidence) 
         "What a reader must know": "\n".join(f"- {note}" for note in notes(results)),
         "Environment": environment_text(results),
     }
-    return [Text(heading, text) for heading, text in parts.items() if text]
+    return [Text(heading, text, is_open=heading != "Environment") for heading, text in parts.items() if text]
 
 
 def spent(results: Results) -> dict[Case, pd.DataFrame]:

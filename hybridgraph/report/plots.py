@@ -35,6 +35,7 @@ EMULATED = " (graphs EMULATED: not CUDA Graph results)"
 LENGTH_AXIS = "prompt length, tokens"
 BAND = (5, 95)  # percentiles of the requests behind a line
 APART = 4  # from how many times the lowest line on an axis is logarithmic
+MARKS = "full marks: beyond the noise; open ones: not, or nobody can tell; lines: the interval"
 LABEL_GAP = 0.052  # of the axes' height, between two labels
 _SETTINGS = {
     "svg.hashsalt": "hybridgraph",
@@ -103,16 +104,13 @@ def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
 
 
 def plot_changes(heading: str, changes: Sequence[Change], path: Path) -> None:
-    """What changed between two runs: a panel a metric, a mark a case and length with its interval.
-
-    Full marks are beyond the noise, open ones are not.
-    """
+    """What changed between two runs: a panel a metric, a mark a case and length with its interval."""
     metrics = list(dict.fromkeys(change.metric for change in changes))
     with _figure(path, heading, (8.4, 1.0 + 2.6 * len(metrics))) as figure:
         panels = figure.subplots(len(metrics), 1, squeeze=False)[:, 0]
         for panel, metric in zip(panels, metrics, strict=True):
             _draw_changes(panel, [change for change in changes if change.metric == metric])
-            _dress(panel, [metric.heading], "change, %")
+            _dress(panel, [*([MARKS] if metric == metrics[0] else []), metric.heading], "change, %")
         panels[-1].set_xlabel(LENGTH_AXIS)
         handles = {
             text: handle for panel in panels for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
