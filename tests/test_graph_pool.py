@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from hybridgraph.cases import CASE4
+from hybridgraph.cases import CASE2, CASE4, Case
 from hybridgraph.config import SETTINGS, Config
 from hybridgraph.engine.graphs.capture import CaptureCost, CapturedGraph, EmulatedGraph, EmulatedGraphs
 from hybridgraph.engine.graphs.lock import EngineLock
@@ -81,3 +81,10 @@ def test_pool_that_is_counted_during_an_exchange_is_counted_after_it() -> None:
 
 def test_without_graphs_captured_before_serving_there_are_none() -> None:
     assert _economics([]) == _economics([cost(2.0, 4.0, before_serving=False)]) == {}
+
+
+@pytest.mark.parametrize(("case", "captured"), [(CASE2, ["10", "33"]), (CASE4, ["10", "40", "120"])])
+def test_precapture_on_a_cpu_emulates_only_graphs_that_serve_what_is_measured(case: Case, captured: list[str]) -> None:
+    config = Config(model="tiny-llama", device="cpu", prompt_lengths=(10, 33, 120), async_capture=False)
+    with open_engine(config, case) as engine:
+        assert [length for length in engine.stats()["capture_costs"] if length != "0"] == captured

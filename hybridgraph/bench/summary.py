@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridgraph.bench.rows import Row
-from hybridgraph.bench.samples import COLUMNS, DECODE_COLUMNS, Phase, overflow_told, paths_taken, stopped_told
+from hybridgraph.bench.samples import COLUMNS, Phase, overflow_told, paths_taken, stopped_told
 from hybridgraph.bench.store import ResultWriter
 from hybridgraph.cases import Case
 from hybridgraph.contract import GRAPH_PATHS
 
-# What a terminal is wide enough for, followed by the graph paths.
-SHOWN: dict[Phase, Sequence[str]] = {
-    "ttft": ("prompt_length", "mean_ms", "first_seen_ms", "warm_mean_ms", "device_ms", "floor_ms", "floor_ratio"),
-    "p99": ("prompt_length", "samples", "mean_ms", "p50_ms", "p99_ms", "max_ms"),
-    "decode": DECODE_COLUMNS[:8],
+# The columns that 80 characters have room for, and what they are called there; times are in ms.
+SHOWN: dict[Phase, dict[str, str]] = {
+    "ttft": {
+        "prompt_length": "tokens",
+        "mean_ms": "TTFT mean",
+        "first_seen_ms": "first seen",
+        "warm_mean_ms": "warm",
+        "device_ms": "device",
+        "floor_ms": "floor",
+        "floor_ratio": "× floor",
+    },
+    "p99": {
+        "prompt_length": "tokens",
+        "samples": "samples",
+        "mean_ms": "TTFT mean",
+        "p50_ms": "P50",
+        "p99_ms": "P99",
+        "max_ms": "largest",
+    },
+    "decode": {
+        "prompt_length": "tokens",
+        "new_tokens": "new",
+        "itl_mean_ms": "ITL mean",
+        "itl_p50_ms": "P50",
+        "itl_p99_ms": "P99",
+        "tokens_per_s": "tokens/s",
+        "gb_per_s": "GB/s",
+        "floor_ms": "floor",
+    },
 }
 
 
@@ -40,12 +64,13 @@ def print_summary(case: Case, results: ResultWriter, stats: dict[str, Any], *, a
         print(json.dumps(document))
 
 
-def _as_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    cells = [list(columns)] + [[_cell(row[column]) for column in columns] for row in rows]
+def _as_text(shown: Mapping[str, str], rows: Sequence[Row]) -> str:
+    lines = [list(shown.values())] + [[_cell(row[column]) for column in shown] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     if GRAPH_PATHS[0] in rows[0]:
-        cells = [[*line, paths] for line, paths in zip(cells, ["paths", *map(paths_taken, rows)], strict=True)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+        text.append(f"graphs: {paths_taken({path: sum(row[path] for row in rows) for path in GRAPH_PATHS})}")
+    return "\n".join(text)
 
 
 def _cell(value: object) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,6 +68,7 @@ class CompleteRun:
         self._directory = asked.config.output_path
         self._failed: list[str] = []
         self._skipped: list[str] = []
+        self._started_s = 0.0
         self._told = False  # whether the step in flight has told its user of the interruption itself
 
     def run(self) -> int:
@@ -86,6 +88,7 @@ class CompleteRun:
             return code
         if not self._asked.config.resume and (kept := set_all_aside(self._directory)) is not None:
             say(f"earlier results are kept in {kept}")
+        self._started_s = time.monotonic()
         for launch, case in schedule(self._asked.launches):
             self._start(case, launch)
         self._print_tables()
@@ -99,12 +102,24 @@ class CompleteRun:
         if launch > 1 and (case.name in self._failed or case.name in self._skipped):
             return
         told = f"== {case.name}: case {1 + CASES.index(case)} of {len(CASES)}"
-        say(f"{told}, launch {launch} of {of}" if several else told)
+        say((f"{told}, launch {launch} of {of}" if several else told) + self._time_left(case, launch))
         config = self._asked.config
         if several and config.resume and is_complete(ResultFiles(self._directory, case.name), config, launch):
             say("this launch is complete already")
             return
         self._measure(case, launch)
+
+    def _time_left(self, case: Case, launch: int) -> str:
+        """What the launches that are left take at the pace so far, as the end of a sentence; empty for the first."""
+        launches = [(number, each) for number, each in schedule(self._asked.launches) if self._is_measured(each)]
+        if (launch, case) not in launches[1:]:
+            return ""
+        done = launches.index((launch, case))
+        left_s = (time.monotonic() - self._started_s) / done * (len(launches) - done)
+        return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"
+
+    def _is_measured(self, case: Case) -> bool:
+        return case != CASE5 or self._asked.with_tensorrt_llm
 
     def _step(self, title: str, *arguments: str) -> int:
         """Run Python with ``arguments`` to its end; returns its exit code. A second signal kills it."""
@@ -117,7 +132,7 @@ class CompleteRun:
 
     def _measure(self, case: Case, launch: int) -> None:
         if case == CASE5:
-            if not self._asked.with_tensorrt_llm:
+            if not self._is_measured(case):
                 self._skip(case, f"not asked for: add {flags.WITH_TENSORRT}")
                 return
             try:
@@ -153,7 +168,8 @@ class CompleteRun:
     def _print_tables(self) -> None:
         """From whatever is in the output directory by now."""
         as_json = ["--json"] if self._asked.config.json else []
-        if self._step("the tables", str(TABLES), f"--output-dir={self._asked.config.output_dir}", *as_json):
+        where = f"--output-dir={self._asked.config.output_dir}"
+        if self._step("the tables", str(TABLES), where, "--brief", *as_json):
             self._failed.append(TABLES.stem)
 
 

@@ -15,14 +15,15 @@ from hybridgraph.errors import one_line
 from hybridgraph.places import is_published, require_own
 from hybridgraph.report.ablation import Variant, read_variants
 from hybridgraph.report.answer import answer
-from hybridgraph.report.claims import claims_frame, findings
+from hybridgraph.report.claims import Finding, claims_frame, findings
 from hybridgraph.report.comparison import Comparison
+from hybridgraph.report.ending import ending
 from hybridgraph.report.evidence import Evidence, gather, intervals_frame
 from hybridgraph.report.grid import WIDTH, plain
 from hybridgraph.report.load import Results, load_results
 from hybridgraph.report.markdown import LEGEND, is_judged, notes, provenance, render
 from hybridgraph.report.tables import DECODE, METRICS, P99, WARM, Metric, Table, averages_frame, build_table
-from hybridgraph.system.console import printing
+from hybridgraph.system.console import printing, progress_bars
 from hybridgraph.system.files import write_atomically, writing
 
 PLOTTED = (WARM, P99, DECODE)  # the protocol's mean is mostly the first request of a process
@@ -62,12 +63,16 @@ class Derived:
         """Whether a run over many lengths lies beside the results, with times."""
         return self.results.sweep is not None and bool(self.results.sweep["warm_mean_ms"].notna().any())
 
+    def findings(self) -> list[Finding]:
+        """What was measured of the study's claims."""
+        return findings(self.tables, self.evidence, judged=is_judged(self.results))
+
     def texts(self) -> dict[str, str]:
         """The content of every file but the plots, by its name."""
         frames = {table_name(table.metric): table.frame() for table in self.tables.values()}
         frames[AVERAGES] = averages_frame(list(self.tables.values()))
         frames[INTERVALS] = intervals_frame(self.tables.values(), self.evidence)
-        frames[CLAIMS] = claims_frame(findings(self.tables, self.evidence, judged=is_judged(self.results)))
+        frames[CLAIMS] = claims_frame(self.findings())
         texts = {name: self._as_csv(frame) for name, frame in frames.items()}
         return texts | {REPORT: render(self.results, self.tables, self.evidence, self.plots, self.variants)}
 
@@ -88,22 +93,30 @@ def derive(directory: Path) -> Derived:
 
 
 def write_final_tables(
-    directory: Path, *, as_json: bool, page: Path | None = None, beside: Path | None = None
+    directory: Path, *, as_json: bool, brief: bool = False, page: Path | None = None, beside: Path | None = None
 ) -> list[str]:
     """Print the tables of ``directory``'s results, and write them with plots and report there; raises UserError.
 
-    Published results are only printed. ``page``: where the page goes instead; ``beside``: a second run that it shows.
-    Returns a sentence for each plot that could not be drawn.
+    Published results are only printed. ``brief``: print the averages alone; ``page``: where the page goes instead;
+    ``beside``: a second run that it shows. Returns a sentence for each plot that could not be drawn.
     """
-    derived = derive(directory)
     failed: dict[str, str] = {}
-    if not is_published(directory):
-        failed = _write(directory, derived)
-        page = page or directory / PAGE
-    if page is not None:
-        _write_page(page, derived, beside)
+    with progress_bars(ticking=True) as bars:
+        bars("reading results", 0, 1)
+        derived = derive(directory)
+        if not is_published(directory):
+            bars("tables and plots", 0, 1)
+            failed = _write(directory, derived)
+            page = page or directory / PAGE
+        if page is not None:
+            bars("page", 0, 1)
+            _write_page(page, derived, beside)
     with printing():
-        _show(derived)
+        if brief:
+            paths = directory / REPORT, page or directory / PAGE
+            print("\n".join(ending(derived.results, derived.tables, derived.findings(), *paths)))
+        else:
+            _show(derived)
         if as_json:
             print(json.dumps(_document(derived)))
     return [f"{name} could not be drawn: {reason}" for name, reason in failed.items()]

@@ -30,6 +30,7 @@ def generate_final_tables(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(sys.modules["__main__"].__doc__, Program.TABLES)
     parser.add_settings("files", [WHERE, SETTINGS["json"]])
+    parser.add_argument("--brief", action="store_true", help="print the averages alone, as a complete run does")
     _add_page(parser)
     _add_comparison(parser)
     given = vars(parser.parse_args(argv))

@@ -11,6 +11,7 @@ from hybridgraph.cases import Case
 from hybridgraph.config import EngineSettings
 from hybridgraph.contract import SourceInfo
 from hybridgraph.engine.engine import HybridEngine
+from hybridgraph.engine.graphs.policy import RULES
 from hybridgraph.engine.settings import EngineOptions, fitting
 from hybridgraph.errors import UserError
 from hybridgraph.machine.device import describe, device_name, existing_device, measure_rates
@@ -87,8 +88,21 @@ def _precapture(config: EngineSettings, case: Case) -> Sequence[int]:
     if case.graphs == "none":
         return ()
     if not config.precapture:
-        return fitting(parse_lengths(case.precapture), config.positions, config.max_graphs)
+        own = fitting(parse_lengths(case.precapture), config.positions, config.max_graphs)
+        return _serving(config.prompt_lengths, own, case, config.positions) if config.device == "cpu" else own
     lengths = parse_lengths(config.precapture)
     if max(lengths) > config.positions:
         raise UserError(f"--precapture {config.precapture}: there are {config.positions} positions (--max-seq-len)")
     return lengths
+
+
+def _serving(measured: Sequence[int], own: Sequence[int], case: Case, positions: int) -> Sequence[int]:
+    """Of a case's own lengths, those whose graphs serve what is measured: to emulate the others would prove nothing."""
+    rule = RULES[case.graphs]
+    found: set[int] = set()
+    for length in measured:
+        if (one := rule.serving(length, own)) is not None:
+            found.add(one)
+        else:
+            found.update(chunk.key for chunk in rule.split_into_chunks(length, own, positions) or ())
+    return sorted(found)
