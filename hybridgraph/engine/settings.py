@@ -50,7 +50,10 @@ class EngineOptions:
                 raise UserError(
                     f"{name}: no option of an engine; there are {', '.join([*known, *SETTING_OF.values()])}"
                 )
-        return cls(**options)
+        made = cls(**options)
+        if made.weights != EngineSettings.weights and made.forward != "fused":
+            raise UserError(f"weights {made.weights!r}: forward 'fused' alone reads them, not {made.forward!r}")
+        return made
 
     def __post_init__(self, precapture: Iterable[int] | None) -> None:
         """Raise UserError for what no engine can be made of."""
@@ -60,8 +63,6 @@ class EngineOptions:
                 record.require(getattr(self, option.name), option.name)
         if self.graphs not in GRAPHS:
             raise UserError(f"graphs {self.graphs!r}: one of {', '.join(GRAPHS)}")
-        if self.weights != EngineSettings.weights and self.forward != "fused":
-            raise UserError(f"weights {self.weights!r}: forward 'fused' alone reads them, not {self.forward!r}")
         object.__setattr__(self, "lengths", self._lengths(precapture))
 
     def _lengths(self, precapture: Any) -> tuple[int, ...]:
