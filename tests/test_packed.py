@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from hybridgraph.kernels import packed
 from hybridgraph.kernels.heuristics import limits_on
+from hybridgraph.kernels.hopper import kernels
 from hybridgraph.kernels.hopper.gemm import Epilogue, Gemm, program_of, tile_for
 from hybridgraph.kernels.hopper.gemv import Gemv
 from hybridgraph.kernels.hopper.gemv import program_of as gemv_program
@@ -123,7 +125,7 @@ MATRICES = [(12288, 4096), (4096, 4096), (4096, 11008), (32000, 4096), (50, 200)
 
 @pytest.mark.parametrize("exceptions", [False, True])
 @pytest.mark.parametrize("columns", [64, 200, 4096, 11008, 14336])
-def test_gemv_compiles_without_spills(columns: int, exceptions: bool) -> None:
+def test_gemv_of_any_columns_compiles(columns: int, exceptions: bool) -> None:
     for norm, bias, add, swiglu in (
         (True, True, False, False),
         (False, False, True, False),
@@ -142,6 +144,42 @@ def test_packed_gemm_compiles(num_tokens: int, epilogue: Epilogue, warpgroups: i
     tile = tile_for(num_tokens, warpgroups, packed=True, exceptions=exceptions)
     assert tile.stages >= 4
     assert compile_program(program_of(epilogue, tile, torch.float16)).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "keeps_plain", "expected"),
+    [
+        (1, True, "packed"),
+        (80, True, "packed"),
+        (81, True, "plain"),
+        (240, True, "plain"),
+        (241, True, None),
+        (150, False, "packed"),
+    ],
+)
+def test_swiglu_reads_the_form_that_was_measured_to_be_quicker(
+    num_rows: int, keeps_plain: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 132)
+    weight = bfloat16_weights(256, 64)
+    matrix = replace(pack(weight, merged=True), plain=weight if keeps_plain else None)
+    found = HopperKernels(limits_on("H200"))._swiglu(num_rows, matrix)
+    assert (found and ("plain" if found[1] is weight else "packed")) == expected
+    assert found is None or found[0].tile.packed == (expected == "packed")
+
+
+@pytest.mark.parametrize("exceptions", [False, True])
+def test_prepare_compiles_what_packed_rows_need(
+    exceptions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 132)
+    qkv, gate_up, down = (bfloat16_weights(*shape) for shape in ((192, 64), (256, 64), (64, 128)))
+    for weight in (qkv, gate_up, down):
+        weight[0, 0] = 0.5 if exceptions else 0.0
+    forms = pack(qkv), pack(gate_up, merged=True), [pack(down)]
+    HopperKernels(limits_on("H200")).prepare([], *forms)
+    assert len(list(tmp_path.rglob("kernel.cubin"))) == 3
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -112,11 +112,6 @@ class _PackedUnits(ctypes.Structure):
         ("steps", ctypes.c_int),
         ("units", ctypes.c_int),
     )
-
-
-def compile_together(gemms: Iterable[Gemm], dtype: torch.dtype) -> None:
-    """Compile what is not on disk yet, on every core; raises RuntimeError for what does not compile."""
-    nvrtc.compile_together(program_of(gemm.epilogue, gemm.tile, dtype) for gemm in gemms)
 
 
 @cache

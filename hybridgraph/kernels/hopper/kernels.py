@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from hybridgraph.kernels.heuristics import ENOUGH_PARTS, Blocks, Limits
-from hybridgraph.kernels.hopper.gemm import UNIT, Gemm, compile_together, tile_for
+from hybridgraph.kernels.hopper.gemm import UNIT, Gemm, tile_for
+from hybridgraph.kernels.hopper.gemm import program_of as gemm_program
 from hybridgraph.kernels.hopper.gemv import gemv_of
-from hybridgraph.kernels.hopper.nvrtc import multiprocessors
+from hybridgraph.kernels.hopper.gemv import program_of as gemv_program
+from hybridgraph.kernels.hopper.nvrtc import compile_together, multiprocessors
 from hybridgraph.kernels.packed import PackedMatrix
 from hybridgraph.kernels.portable import TritonKernels
 from hybridgraph.kernels.protocol import Matrix
@@ -38,7 +40,10 @@ class HopperKernels(TritonKernels):
         wanted = [self._projected(length, qkv) for length in lengths]
         wanted += [self._swiglu(length, gate_up) for length in lengths]
         wanted += [self._added(length, weight) for weight in adding for length in lengths]
-        compile_together({gemm for gemm, _ in filter(None, wanted)}, dtype_of(gate_up))
+        programs = [gemm_program(gemm.epilogue, gemm.tile, dtype_of(gate_up)) for gemm, _ in filter(None, wanted)]
+        one_row = [(qkv, {"norm": True}), (gate_up, {"norm": True}), *((weight, {"add": True}) for weight in adding)]
+        programs += [gemv_program(gemv_of(of, **how)) for of, how in one_row if isinstance(of, PackedMatrix)]
+        compile_together(programs)
 
     def project(self, rows: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         custom = self._projected(rows.shape[0], weight)

@@ -88,7 +88,7 @@ def cached(program: Program) -> bytes:
 
 
 def compile_together(programs: Iterable[Program]) -> None:
-    """Compile what is not on disk yet, on every core."""
+    """Compile what is not on disk yet, on every core; raises RuntimeError for what does not compile."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for compiling in [threads.submit(cached, program) for program in set(programs)]:
             compiling.result()
