@@ -11,8 +11,9 @@ import pytest
 from hybridgraph.cases import CASES, PEERS
 from hybridgraph.places import PUBLISHED
 from hybridgraph.report.evidence import gather
+from hybridgraph.report.lines import band_of
 from hybridgraph.report.load import load_results
-from hybridgraph.report.plots import band_of, plot_table, spread
+from hybridgraph.report.plots import plot_table, spread
 from hybridgraph.report.tables import METRICS, P99, TTFT, WARM, build_table
 
 SEED = 11

@@ -31,9 +31,9 @@ from hybridgraph.report.cells import ADDED_LATER
 from hybridgraph.report.claims import SPEEDUP_CLAIMS, study_speedup, study_wins
 from hybridgraph.report.evidence import Evidence
 from hybridgraph.report.grid import WIDTH, markdown, plain
+from hybridgraph.report.lines import floor_of
 from hybridgraph.report.load import load_results
 from hybridgraph.report.main import generate_final_tables
-from hybridgraph.report.plots import floor_of
 from hybridgraph.report.study import STUDY, figures, printed
 from hybridgraph.report.tables import P99, TTFT, build_table
 

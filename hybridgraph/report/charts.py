@@ -13,9 +13,9 @@ import pandas as pd
 
 from hybridgraph.cases import Case
 from hybridgraph.report.evidence import Evidence
+from hybridgraph.report.lines import APART, AXES, LENGTH_AXIS, band_of, floor_of
 from hybridgraph.report.load import Results
 from hybridgraph.report.palette import BACKGROUND, FLOOR, GRID, MUTED, TEXT, look_of
-from hybridgraph.report.plots import APART, AXES, LENGTH_AXIS, band_of, floor_of
 from hybridgraph.report.tables import METRICS, Metric, Table, build_table
 
 Figure = dict[str, Any]

@@ -23,10 +23,10 @@ from hybridgraph.cases import Case
 from hybridgraph.report import charts
 from hybridgraph.report.charts import BESIDE_GLYPH, BESIDE_META, FLOOR_META, Figure, Shown
 from hybridgraph.report.evidence import Evidence
+from hybridgraph.report.lines import about_run
 from hybridgraph.report.load import Results
 from hybridgraph.report.markdown import certainty_section, claims_section, economics_section, notes, rates_of
 from hybridgraph.report.palette import BACKGROUND, FLOOR, GRID, MUTED, TEXT, look_of
-from hybridgraph.report.plots import about_run
 from hybridgraph.report.tables import Table
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -6,7 +6,7 @@ Each is written as PNG and as SVG, by settings of its own whatever matplotlib's 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,25 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hybridgraph.cases import CASE4_FUSED, Case
+from hybridgraph.cases import CASE4_FUSED
 from hybridgraph.report.comparison import Change
 from hybridgraph.report.drawing import Figure, FuncFormatter, LogLocator, NullFormatter, mpl
 from hybridgraph.report.evidence import Evidence
+from hybridgraph.report.lines import APART, AXES, LENGTH_AXIS, about_run, band_of, floor_of, growth_of
 from hybridgraph.report.load import Results
 from hybridgraph.report.palette import FLOOR, GRID, MUTED, TEXT, look_of
-from hybridgraph.report.tables import DECODE, P99, TTFT, WARM, Metric, Table
+from hybridgraph.report.tables import Table
 from hybridgraph.system.files import write_atomically
 
-AXES = {
-    TTFT: "protocol TTFT, mean, ms",
-    WARM: "warm TTFT, mean, ms",
-    P99: "P99 of TTFT, ms",
-    DECODE: "ITL, mean, ms",
-}
 EMULATED = " (graphs EMULATED: not CUDA Graph results)"
-LENGTH_AXIS = "prompt length, tokens"
-BAND = (5, 95)  # percentiles of the requests behind a line
-APART = 4  # from how many times the lowest line on an axis is logarithmic
 MARKS = "full marks: beyond the noise; open ones: not, or nobody can tell; lines: the interval"
 LABEL_GAP = 0.052  # of the axes' height, between two labels
 _SETTINGS = {
@@ -83,13 +75,6 @@ def plot_table(table: Table, results: Results, evidence: Evidence, path: Path) -
         _draw(axes, lines)
 
 
-def growth_of(sweep: pd.DataFrame) -> tuple[str, pd.Series[float]]:
-    """What a run over many lengths knows of its growth: the time on the device or, without one, at the client."""
-    rows = sweep.set_index("prompt_length")
-    on_device = rows["device_ms"].dropna()
-    return ("time on the device", on_device) if len(on_device) else ("warm TTFT", rows["warm_mean_ms"].dropna())
-
-
 def plot_growth(sweep: pd.DataFrame, path: Path) -> None:
     """Time and floor over a long range of prompt lengths: rows of one case."""
     about = about_run({str(column): str(value) for column, value in sweep.iloc[0].items()})
@@ -136,34 +121,6 @@ def _draw_changes(axes: Any, changes: Sequence[Change]) -> None:
                 label = case.title if change.length is None else None
                 axes.plot(x, change.percent, look.marker, color=look.color, markerfacecolor=filled, label=label)
     axes.set_xticks(list(places.values()), [str(length or "mean") for length in places])
-
-
-def band_of(samples: pd.DataFrame | None, metric: Metric) -> pd.DataFrame | None:
-    """The ends of ``BAND`` by prompt length, of the requests behind a warm mean, a P99 or an ITL; None without any."""
-    if samples is None or metric == TTFT:
-        return None
-    decoding = samples["phase"] == "decode"
-    chosen = samples[(samples["warmth"] == "warm") & (decoding if metric == DECODE else ~decoding)]
-    if chosen.empty:
-        return None
-    column = "itl_mean_ms" if metric == DECODE else "ttft_ms"
-    return chosen.groupby("prompt_length")[column].quantile([q / 100 for q in BAND]).unstack()
-
-
-def floor_of(table: Table, results: Results) -> tuple[Case, pd.Series[float]] | None:
-    """The floor by the rates that one run measured, and whose that was: of those measured, the last one that knows."""
-    rows_of = results.tables["ttft" if table.metric.kind == "p99" else table.metric.kind]
-    for case in reversed(table.measured):
-        rows = rows_of.get(case.name)
-        if rows is not None and rows["floor_ms"].notna().any():
-            return case, rows["floor_ms"].dropna().sort_index()
-    return None
-
-
-def about_run(identity: Mapping[str, str]) -> str:
-    """What was measured, on what, how."""
-    i = identity
-    return f"{i['model']}, {i['dtype']}, {i['load_format']} weights, {i['device']}, protocol: {i['protocol']}"
 
 
 def _emulated(results: Results) -> str:
