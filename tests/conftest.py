@@ -5,6 +5,7 @@ import importlib.util
 import os
 import random
 import signal
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
+# In the environment, so that the processes of one run of tests share it.
+SEED = int(os.environ.setdefault("HYBRIDGRAPH_TEST_SEED", str(random.SystemRandom().randrange(1 << 32))))
+
 if not torch.cuda.is_available():
     torch.set_num_threads(1)
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported for the first time
@@ -34,9 +38,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed what a test draws, and say with which seed the same selection of tests draws it again."""
+    drawn_from = f"{SEED} {item.nodeid}"
+    random.seed(drawn_from)
+    torch.manual_seed(zlib.crc32(drawn_from.encode()))
+    item.add_report_section("setup", "seed", f"HYBRIDGRAPH_TEST_SEED={SEED}")
+
+
 @pytest.fixture
 def random_ids() -> Callable[[int, int], list[int]]:
-    """``random_ids(length, vocab_size)``: fresh at every call, in every run."""
+    """``random_ids(length, vocab_size)``: others at every call, and in every run."""
     return lambda length, vocab_size: [random.randrange(vocab_size) for _ in range(length)]
 
 

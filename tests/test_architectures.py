@@ -1,19 +1,17 @@
 """Some of the architectures that ``sweep_architectures.py`` runs through every case; its page lists what it swept."""
 
-import os
 import random
 
 import pytest
+from conftest import SEED
 from sweep_architectures import MEASURED, PAGE, VARIANTS, configurations, sweep
 
-SEED = int(os.environ.get("HYBRIDGRAPH_TEST_SEED") or random.randrange(1 << 32))
 SWEPT = configurations()
 CHOSEN = random.Random(SEED).sample(sorted(SWEPT.keys() - VARIANTS.keys()), 5)
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, *CHOSEN])
 def test_architecture_answers_as_generate_or_is_refused(name: str) -> None:
-    print(f"chosen with HYBRIDGRAPH_TEST_SEED={SEED}")
     row = sweep(name, SWEPT[name])
     print(row)
     if name in VARIANTS:

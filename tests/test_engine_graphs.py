@@ -13,6 +13,7 @@ from hybridgraph.engine.graphs.capture import CapturedGraph, EmulatedGraphs
 from hybridgraph.engine.graphs.lock import EngineLock
 from hybridgraph.engine.graphs.pool import CAPTURING
 from hybridgraph.engine.settings import EngineOptions
+from hybridgraph.errors import UserError
 from hybridgraph.models.loading import LoadedModel
 
 Call = Callable[[], None]
@@ -43,6 +44,33 @@ def failing(times: int) -> Call:
             raise torch.OutOfMemoryError("out of memory")
 
     return fail
+
+
+def uncapturable(times: int) -> Call:
+    """Fail so many times, as CUDA does where a forward waits for the device."""
+    left = [times]
+
+    def fail() -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    return fail
+
+
+def test_forward_that_cannot_be_captured_as_it_is_proven_is_opened_in_its_other_form(
+    loaded: LoadedModel, random_ids: Ids, before_capture: list[Call]
+) -> None:
+    prompt, expected = prompt_and_answer(loaded, random_ids, 15, 4)
+    before_capture.append(uncapturable(1))
+    with open_engine(loaded, EngineOptions(ops="native", precapture=(20,), async_capture=False)) as engine:
+        assert greedy(engine, prompt, 4) == expected
+
+
+def test_forward_that_cannot_be_captured_is_refused(loaded: LoadedModel, before_capture: list[Call]) -> None:
+    before_capture.append(uncapturable(100))
+    with pytest.raises(UserError, match=r"cannot be captured \(.*is capturing\): Cases 1 and 3 measure this model"):
+        open_engine(loaded, EngineOptions(ops="native"))
 
 
 def test_decode_while_the_background_captures_stays_identical(

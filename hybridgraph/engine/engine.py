@@ -38,7 +38,7 @@ from hybridgraph.engine.ops.protocol import DynamicOps
 from hybridgraph.engine.ops.select import dynamic_ops
 from hybridgraph.engine.runner import Runner
 from hybridgraph.engine.settings import EngineOptions
-from hybridgraph.errors import UserError, one_line
+from hybridgraph.errors import UserError
 from hybridgraph.machine.timing import Stopwatch, on_device
 from hybridgraph.models.loading import LoadedModel, device_called, load_model, oom_as_user_error
 from hybridgraph.system.console import OnProgress, no_op
@@ -251,13 +251,7 @@ def _capture_pool(
     pool = GraphPool(static, backend_for(device), cache, lock)
     progress("compiling kernels", 0, 1)
     static.prepare(options.lengths)
-    try:
-        pool.precapture(options.lengths, progress)
-    except RuntimeError as error:
-        if "captur" not in str(error):
-            raise
-        reason = f"the model's forward cannot be captured ({one_line(error)})"
-        raise UserError(f"{reason}: Cases 1 and 3 measure this model") from None
+    pool.precapture(options.lengths, progress)
     return pool
 
 

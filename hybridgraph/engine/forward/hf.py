@@ -31,10 +31,15 @@ class StaticHFForward:
     reads_masked = True
     supports_chunks = False
 
-    def __init__(self, model: PreTrainedModel, positions: int) -> None:
+    def __init__(self, model: PreTrainedModel, positions: int, *, counts: bool = True) -> None:
+        """``counts``: whether the cache tells how many tokens came before, as a tensor, or always none.
+
+        Some modules compute with that number; others look at it in Python, which no graph can follow.
+        """
         config = model.config.get_text_config()
         _require_full_attention(config, positions)
         self._model = model
+        self._counts = counts
         self._layers = _cached_layers(model)
         # Additive, in the model's precision: a boolean mask would be converted again in every layer. Rows are
         # aligned by their stride, which the memory-efficient attention kernels need.
@@ -66,7 +71,7 @@ class StaticHFForward:
     def decode(self, token: Tensor, position: Tensor, cache: KVCache, logits: Tensor) -> None:
         mask = self._bias.index_select(0, position)[:, : cache.positions]
         only = torch.zeros_like(position)
-        self._run(token, position[None], mask, _DecodeSlots(cache, position), only, logits)
+        self._run(token, position[None], mask, _DecodeSlots(cache, position, self._counts), only, logits)
 
     def _run(self, ids: Tensor, positions: Tensor, mask: Tensor, slots: Cache, last: Tensor, logits: Tensor) -> None:
         output = self._model(
@@ -111,10 +116,11 @@ class _PrefillSlots(Cache):  # type: ignore[misc]  # transformers is not typed
 class _DecodeSlots(Cache):  # type: ignore[misc]
     """Stores one position, given by a tensor, and lets attention read the whole cache, masked."""
 
-    def __init__(self, cache: KVCache, position: Tensor) -> None:
+    def __init__(self, cache: KVCache, position: Tensor, counts: bool) -> None:
         super().__init__(layers=[])
         self._cache = cache
         self._position = position
+        self._counts = counts
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         stored_keys, stored_values = self._cache.keys[layer], self._cache.values[layer]
@@ -122,9 +128,8 @@ class _DecodeSlots(Cache):  # type: ignore[misc]
         stored_values.index_copy_(1, self._position, values[0])
         return stored_keys[None], stored_values[None]
 
-    def get_seq_length(self, layer: int = 0) -> Tensor:
-        """How many tokens came before, int64 [1]: where modules compute with it, a graph reads it anew."""
-        return self._position
+    def get_seq_length(self, layer: int = 0) -> Tensor | int:
+        return self._position if self._counts else 0
 
 
 @dataclass

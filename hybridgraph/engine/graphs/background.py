@@ -80,7 +80,7 @@ class BackgroundCapture:
         """A request was served. The thread wakes up only if the policy wants something: waking takes the GIL from
         the thread that serves, and the next request may be there already.
         """
-        if self._pool.cache.has_wishes:
+        if self._pool.cache.has_wanted:
             self._work.set()
 
     def stop(self) -> None:

@@ -183,18 +183,18 @@ class GraphCache(Generic[Graph]):
         return [(chunk, self._graphs[chunk.key]) for chunk in chunks]
 
     def served(self, length: int, key: int, path: GraphPath) -> None:
-        """Count an answer, and remember what it makes worth capturing (the latest wish is granted first)."""
+        """Count an answer, and remember what it makes worth capturing (what was wanted last is captured first)."""
         self.counters[path] += 1
         self._served.add(key)
-        for wish in reversed(self.rule.worth_capturing(length, key)):
-            if wish <= self._max_length and wish not in self._graphs and wish not in self._excluded:
-                self._wanted[wish] = None
-                self._wanted.move_to_end(wish)
+        for other in reversed(self.rule.worth_capturing(length, key)):
+            if other <= self._max_length and other not in self._graphs and other not in self._excluded:
+                self._wanted[other] = None
+                self._wanted.move_to_end(other)
         while len(self._wanted) > RECENT_LENGTHS:
             self._wanted.popitem(last=False)
 
     def exclude(self, length: int) -> None:
-        """Never wish for ``length`` again: its capture failed, and the next attempt would cost as much."""
+        """Never want ``length`` again: its capture failed, and the next attempt would cost as much."""
         self._excluded.add(length)
         self._wanted.pop(length, None)
 
@@ -221,14 +221,14 @@ class GraphCache(Generic[Graph]):
         return graph
 
     @property
-    def has_wishes(self) -> bool:
-        """Whether ``next_wanted`` has anything to choose from."""
+    def has_wanted(self) -> bool:
+        """Whether ``next_wanted`` has anything to select from."""
         return bool(self._wanted)
 
     def next_wanted(self) -> int | None:
         """The length to capture next, taken off the list; None where nothing is worth its place in the pool."""
         if self._is_full() and self._victim() is None:
-            self._wanted.clear()  # what is wished for again may find another pool
+            self._wanted.clear()  # what is wanted again may find another pool
             return None
         while self._wanted:
             length, _ = self._wanted.popitem(last=True)
