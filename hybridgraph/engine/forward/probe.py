@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybridgraph.engine.buffers import StaticBuffers
 from hybridgraph.engine.forward.static import StaticOperations
-from hybridgraph.engine.graphs.capture import backend_for
+from hybridgraph.engine.graphs.capture import CapturedGraph, backend_for
 from hybridgraph.engine.graphs.pool import CAPTURING
 from hybridgraph.errors import UserError, one_line
 from hybridgraph.models.faults import model_fault
@@ -66,14 +66,18 @@ def require_capturable(static: StaticOperations, buffers: StaticBuffers) -> None
     backend = backend_for(buffers.logits.device)
     length = min((place.padded for place in places_of(buffers.positions)), default=1)  # which has run before
     static.point_at(0, length - 1)
-    for run in (static.run_decode, lambda: static.run_prefill(length)):
-        try:
+    captured: list[CapturedGraph] = []  # until both are: the memory they share ends with the last graph in it
+    try:
+        for run in (static.run_decode, lambda: static.run_prefill(length)):
             with CAPTURING:
-                backend.capture(run, run).free()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise UserError(f"the model's forward cannot be captured ({one_line(error)})") from None
+                captured.append(backend.capture(run, run))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(f"the model's forward cannot be captured ({one_line(error)})") from None
+    finally:
+        for graph in captured:
+            graph.free()
 
 
 def require_runs(static: StaticOperations, buffers: StaticBuffers) -> None:
