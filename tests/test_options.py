@@ -20,7 +20,8 @@ TINY: dict[str, Any] = {
 def test_engine_options_have_the_ranges_of_the_settings(name: str) -> None:
     setting = SETTINGS[name]
     for value in [*(setting.limits or ()), *setting.choices]:
-        assert getattr(EngineOptions(precapture=(), **{name: value}), name) == value
+        options = {"forward": "fused", name: value}  # which every value of the others goes with
+        assert getattr(EngineOptions(precapture=(), **options), name) == value
     wrong = setting.limits[1] + 1 if setting.limits else "x"
     with pytest.raises(UserError, match=f"^{name} '?{wrong}'?: "):
         EngineOptions(**{name: wrong})

@@ -25,7 +25,7 @@ from hybridgraph.system.files import is_there
 DIRECTORY = "ablation"
 KINDS: tuple[Phase, ...] = ("ttft", "p99")
 # What may be changed of a case without making another case of it.
-CHANGED = [s for s in SETTINGS.values() if s.part in (Part.OPS, Part.GRAPHS) and s.decides]
+CHANGED = [s for s in SETTINGS.values() if s.part not in (None, Part.FORWARDS, Part.ENGINES) and s.decides]
 
 
 @dataclass(frozen=True)
