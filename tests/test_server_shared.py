@@ -139,7 +139,7 @@ def greeted(path: Path) -> ClientChannel:
     channel = ClientChannel.connect(path, timeout_s=120.0)
     channel.send(HELLO)
     while not isinstance(message := channel.receive(), Ready):
-        assert isinstance(message, Progress), "the first to come sees the generator's start"
+        assert isinstance(message, Progress | Heartbeat), "the first to come sees the generator's start"
     return channel
 
 
