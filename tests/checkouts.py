@@ -88,7 +88,7 @@ def make_wheel(directory: Path, name: str) -> None:
             wheel.writestr(path, text)
 
 
-def wait_for(happened: Callable[[], object], what: str = "it", timeout_s: float = 60.0) -> None:
+def wait_for(happened: Callable[[], object], what: str = "it", timeout_s: float = 120.0) -> None:
     """Wait until ``happened()``; a condition, not a bound: it fails only where that never comes."""
     deadline = time.monotonic() + timeout_s
     while not happened():

@@ -118,7 +118,7 @@ while "case1" in sys.argv and not (root / "go").exists(): time.sleep(0.05)
         "error: cannot write /proc/none: No such file or directory\n",
     )
     (project / "go").touch()
-    assert first.wait(timeout=60) == 0
+    assert first.wait(timeout=240) == 0
     assert calls_of(project).count("check") == 1
     assert run(project).returncode == 0
 
@@ -177,7 +177,7 @@ def test_a_signal_ends_everything_that_was_started(
     process = subprocess.Popen(command, cwd=project, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for((project / "sleeps").exists)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=240)[1]
     assert "--resume" in said and said.count("interrupted") == 1, "told once, by the step or for it"
     assert process.returncode == code
     assert alive(f"MARK={project}") == {}
@@ -189,6 +189,7 @@ def test_a_signal_ends_everything_that_was_started(
 TINY = ("--device", "cpu", "--prompt-lengths", "3,4", "--ttft-iterations", "1", "--p99-iterations", "2")
 FLAGS = (*TINY, "--precapture", "3,4", "--pause-ms", "400")
 SAMPLES = 2 * (1 + 2)  # of a case
+SLOW_S = 240.0  # torch is imported several times before the first of them, perhaps on a busy machine
 MEASURED = [case.name for case in CASES if case.name != "case5_tensorrt_llm"]
 
 
@@ -222,7 +223,7 @@ def real(tmp_path: Path) -> Iterator[Real]:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_in_any_case_nothing_is_left_within_five_seconds_and_it_can_be_resumed(real: Real) -> None:
     seed = random.randrange(10_000)
     chosen = random.Random(seed).sample(MEASURED, 2)  # all of them, one after the other, would take many minutes
@@ -230,7 +231,7 @@ def test_killed_in_any_case_nothing_is_left_within_five_seconds_and_it_can_be_re
     more: tuple[str, ...] = ()
     for name in sorted(chosen, key=MEASURED.index):
         process = real.start(*more)
-        wait_for(lambda name=name: real.num_samples(name) > 0, f"a sample of {name}", timeout_s=240)
+        wait_for(lambda name=name: real.num_samples(name) > 0, f"a sample of {name}", timeout_s=600)
         process.kill()
         process.wait()
         wait_for(lambda: not real.alive(), "nothing is left", timeout_s=5)
@@ -238,13 +239,14 @@ def test_killed_in_any_case_nothing_is_left_within_five_seconds_and_it_can_be_re
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
         more = ("--resume",)
     last = real.start(*more)
-    said = last.communicate(timeout=280)[1]
+    said = last.communicate(timeout=600)[1]
     assert last.returncode == 0, said
     assert [real.num_samples(name) for name in MEASURED] == [SAMPLES] * len(MEASURED)
     assert (real.output / "final_ttft_table.csv").exists()
     assert [path.name for path in Path(real.env["MARK"]).glob("hybridgraph-*")] == [], "nothing is left of a socket"
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "code", "phase"),
     [
@@ -258,35 +260,36 @@ def test_a_stop_signal_in_each_phase_is_told_once(real: Real, number: signal.Sig
     process = real.start()
     assert process.stderr is not None
     if phase == "case1 measures":
-        wait_for(lambda: real.num_samples("case1_baseline") > 0)
+        wait_for(lambda: real.num_samples("case1_baseline") > 0, "a sample", SLOW_S)
     elif phase == "case2 measures":
-        wait_for(lambda: real.num_samples("case2_async_cuda") > 0, timeout_s=120)
+        wait_for(lambda: real.num_samples("case2_async_cuda") > 0, "a sample", SLOW_S)
     else:
         begins = "== case1" if "case1" in phase else "starting case2"
         assert any(line.startswith(begins) for line in process.stderr)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=240)[1]
     assert process.returncode == code, said
     assert said.count("--resume goes on from there") == 1 and "Traceback" not in said
     assert real.alive() == {}
 
 
+@pytest.mark.timeout(900)
 def test_a_case_into_the_directory_of_a_complete_run_is_refused_and_the_other_way_round(real: Real) -> None:
     process = real.start()
-    wait_for(lambda: real.num_samples("case1_baseline") > 0)
+    wait_for(lambda: real.num_samples("case1_baseline") > 0, "a sample", SLOW_S)
     case = [sys.executable, str(ROOT / "case3_jit_only.py"), *FLAGS, "--output-dir", str(real.output)]
-    refused = subprocess.run(case, env=real.env, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(case, env=real.env, capture_output=True, text=True, timeout=240)
     assert refused.returncode == 2
     assert f"error: a complete run is writing to {real.output}: wait for it" in refused.stderr
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert real.num_samples("case3_jit_only") == 0
     single = subprocess.Popen(case, env=real.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: real.num_samples("case3_jit_only") > 0)
+    wait_for(lambda: real.num_samples("case3_jit_only") > 0, "a sample", SLOW_S)
     complete = real.start()
-    assert f"error: a case is being measured into {real.output}" in complete.communicate(timeout=60)[1]
+    assert f"error: a case is being measured into {real.output}" in complete.communicate(timeout=240)[1]
     assert complete.returncode == 2
-    assert single.wait(timeout=60) == 0 and real.num_samples("case3_jit_only") == SAMPLES
+    assert single.wait(timeout=240) == 0 and real.num_samples("case3_jit_only") == SAMPLES
 
 
 class Terminal:
@@ -331,11 +334,12 @@ def of_the_run(run: Real) -> list[str]:
     return [state for state, command in marked if "guard.py" not in command and "bash" not in command]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["case1_baseline", "case2_async_cuda"])
 def test_ctrl_z_stops_the_case_as_well_and_fg_goes_on(real: Real, terminal: Terminal, name: str) -> None:
     terminal.type("stty tostop\n")  # whose readers stop what writes in the background
     terminal.type(" ".join(real.command) + "\n")
-    wait_for(lambda: terminal.read() and real.num_samples(name) > 0, f"a sample of {name}", timeout_s=120)
+    wait_for(lambda: terminal.read() and real.num_samples(name) > 0, f"a sample of {name}", timeout_s=SLOW_S)
     terminal.type("\x1a")
     wait_for(lambda: terminal.shows("Stopped"), "the shell says so")
     wait_for(lambda: set(of_the_run(real)) == {"T"}, "every process is stopped")
