@@ -54,8 +54,8 @@ def _markdown(columns: list[list[str]]) -> str:
 
 
 def _padded(column: list[str]) -> list[str]:
-    width = max(3, *map(len, column))
-    return [cell.rjust(width) if _is_figures(column) else cell.ljust(width) for cell in column]
+    width, pad = max(3, *map(len, column)), str.rjust if _is_figures(column) else str.ljust
+    return [pad(cell, width) for cell in column]
 
 
 def _is_figures(column: list[str]) -> bool:
