@@ -8,6 +8,7 @@ share of the frames, and goes on, the generator's memory and counters are looked
 
 Printed is one row an attack. Exit code 1 where any of them crashed the generator, gave a wrong answer, let its memory
 or its counters grow, kept an honest client waiting for 2 s, or delayed SIGTERM by 2 s.
+The last column tells how busy the machine was with other things.
 """
 
 from __future__ import annotations
@@ -265,6 +266,7 @@ class Outcome:
     end_s: float = 0.0  # and until the process has ended
     code: int | None = None
     log_lines: int = 0
+    machine_s: float = 0.0  # by which a thread that only sleeps was delayed
 
     def passed(self, slack: float) -> bool:
         return (
@@ -292,6 +294,7 @@ class Outcome:
             f"{self.stop_s:.2f}",
             f"{self.end_s:.2f}",
             "crashed" if self.code else "0",
+            f"{self.machine_s:.2f}",
         )
         return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -310,6 +313,7 @@ HEADINGS = (
     "SIGTERM heeded, s",
     "ended, s",
     "exit code",
+    "machine's delay, s",
 )
 
 
@@ -323,6 +327,7 @@ class Honest:
         self._threads = [
             threading.Thread(target=self._stay, args=(random.Random(seed),)),
             threading.Thread(target=self._come_and_go, args=(random.Random(seed + 1),)),
+            threading.Thread(target=self._only_sleep),
         ]
         for thread in self._threads:
             thread.start()
@@ -349,6 +354,13 @@ class Honest:
                     raise
                 self._outcome.refused += 1
             time.sleep(0.05)
+
+    def _only_sleep(self) -> None:
+        """Notice how long this machine lets a thread wait that asks nothing of any generator."""
+        while not self._ending.is_set():
+            begun_s = time.monotonic()
+            time.sleep(0.01)
+            self._outcome.machine_s = max(self._outcome.machine_s, time.monotonic() - begun_s - 0.01)
 
     def _ask(self, stream: Callable[..., object], draw: Draw, waits_s: list[float], begun_s: float) -> None:
         request = Request(prompt_ids=[draw.randrange(VOCAB_SIZE)] * draw.randrange(1, 9), max_new_tokens=3, seed=7)
