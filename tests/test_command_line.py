@@ -140,7 +140,7 @@ def test_parse_args_of_a_mistake_tells_its_value(argv: str, complaint: str) -> N
 @pytest.mark.parametrize(
     ("program", "cases", "chosen"),
     [
-        (Program.STUDY, CASES, {"forward", "socket", "engine"}),
+        (Program.STUDY, CASES, {"forward", "socket", "engine", "launch"}),
         (Program.PAIR, family(CASE4), {"socket"}),
         (Program.CLIENT, family(CASE4), set()),
         (Program.CASE, [CASE1], set()),

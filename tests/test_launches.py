@@ -124,7 +124,7 @@ def test_a_complete_run_starts_every_case_so_often(tmp_path: Path, flags: tuple[
     cases = ["case1", "case2", "case3", "case4", "case4 fused"]
     first = [f"case {case.split()[0]} --seed 1{' --forward fused' * ('fused' in case)}" for case in cases]
     second = [call.replace("--seed 1", "--seed 1 --launch=2") for call in reversed(first)]
-    assert calls_of(project) == ["check --seed 1", *first, *second, "tables --output-dir=output"]
+    assert calls_of(project) == ["check --seed 1", *first, *second, "tables --output-dir=output --brief"]
     assert "== case1_baseline: case 1 of 6, launch 2 of 2" in done.stderr
     assert done.stderr.count("case5_tensorrt_llm is skipped") == 1
 

@@ -49,7 +49,7 @@ if "case4" in sys.argv and "fused" in sys.argv: os.kill(os.getpid(), signal.SIGK
         f"case case3 {flags}",
         f"case case4 {flags}",
         f"case case4 {flags} --forward fused",
-        "tables --output-dir=o p",
+        "tables --output-dir=o p --brief",
     ]
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "failed: case2_async_cuda case3_jit_only case4_jit_cuda_fused"
@@ -62,7 +62,7 @@ if "case4" in sys.argv and "fused" in sys.argv: os.kill(os.getpid(), signal.SIGK
 
 def test_each_case_is_announced_with_its_number(checkout: Callable[..., Path]) -> None:
     said = run(checkout()).stderr.splitlines()
-    headings = [line for line in said if line.startswith("== ")]
+    headings = [line.partition(", about ")[0] for line in said if line.startswith("== ")]
     assert headings == [f"== {name}: case {number} of 6" for number, name in enumerate(NAMES, start=1)]
     assert f"case5_tensorrt_llm is skipped, {NOT_ASKED_FOR}" in said
 
@@ -99,7 +99,7 @@ def test_an_output_directory_may_look_like_a_flag(checkout: Callable[..., Path])
     done = run(project, "--output-dir=-x")
     assert done.returncode == 0, done.stderr
     assert (project / "-x").is_dir()
-    assert calls_of(project)[-1] == "tables --output-dir=-x"
+    assert calls_of(project)[-1] == "tables --output-dir=-x --brief"
 
 
 def test_two_complete_runs_do_not_share_a_directory(checkout: Callable[..., Path]) -> None:
@@ -127,7 +127,7 @@ def test_complete_run_with_tensorrt_llm_in_an_existing_interpreter(checkout: Cal
     project = checkout()
     done = run(project, "--with-tensorrt-llm", "--json", HYBRIDGRAPH_TRTLLM_PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
-    assert calls_of(project)[-2:] == ["case case5 --json", "tables --output-dir=output --json"]
+    assert calls_of(project)[-2:] == ["case case5 --json", "tables --output-dir=output --brief --json"]
     assert not (project / "output/environment.json").exists(), "nothing failed or was skipped"
 
 
@@ -144,7 +144,7 @@ def test_tensorrt_llm_that_cannot_be_set_up_is_a_failed_case_with_its_reason(
     first = said.index(f"error: {reason}")
     assert first < said.index("== case1_baseline: case 1 of 6"), "it is told before anything is measured"
     assert reasons(project / "output") == {"case5_tensorrt_llm": reason}
-    assert calls_of(project)[-1] == "tables --output-dir=output"
+    assert calls_of(project)[-1] == "tables --output-dir=output --brief"
 
 
 STEPS = {"check": "check", "case1": "case case1", "case4": "case case4 --forward fused", "tables": "tables"}

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from hybridgraph.bench.directory import held_by_complete_run
 from hybridgraph.bench.environment import record_not_run, run_id_of, why_ended
-from hybridgraph.bench.run import is_complete
 from hybridgraph.bench.store import ResultFiles, set_all_aside
 from hybridgraph.cases import CASE5, CASES, Case
 from hybridgraph.cli import flags, setup
@@ -103,11 +102,15 @@ class CompleteRun:
             return
         told = f"== {case.name}: case {1 + CASES.index(case)} of {len(CASES)}"
         say((f"{told}, launch {launch} of {of}" if several else told) + self._time_left(case, launch))
-        config = self._asked.config
-        if several and config.resume and is_complete(ResultFiles(self._directory, case.name), config, launch):
+        if several and self._asked.config.resume and self._is_complete(case, launch):
             say("this launch is complete already")
             return
         self._measure(case, launch)
+
+    def _is_complete(self, case: Case, launch: int) -> bool:
+        from hybridgraph.bench.run import is_complete  # only now: it takes numpy, which --help does without
+
+        return is_complete(ResultFiles(self._directory, case.name), self._asked.config, launch)
 
     def _time_left(self, case: Case, launch: int) -> str:
         """What the launches that are left take at the pace so far, as the end of a sentence; empty for the first."""
