@@ -21,6 +21,8 @@ from pathlib import Path
 from random import randrange
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where this is a checkout that was not installed
+
 import torch
 import transformers
 from architectures import TIE
