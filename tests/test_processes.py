@@ -56,7 +56,8 @@ def marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_killed_parent_takes_every_descendant_with_it(tmp_path: Path, marked: str, deaf: bool, stopped: bool) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT, body(deaf)])
     wait_for((tmp_path / "begun").exists)
-    assert len(alive(marked)) == 3 + 2 * 3 + 1  # parent, guard, child; two shells with two sleepers each; an orphan
+    # Parent, guard, child; two shells with two sleepers each; an orphan.
+    wait_for(lambda: len(alive(marked)) == 3 + 2 * 3 + 1, "everybody is there")
     if stopped:
         for pid in alive(marked):
             os.kill(pid, signal.SIGSTOP)
