@@ -219,8 +219,8 @@ def seconds_of_tables(directory: Path, num_rows: int) -> float:
 @pytest.mark.timeout(600)
 def test_tables_take_time_in_proportion_to_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seconds_of_tables(tmp_path / "first", 10)  # imports, fonts
-    few_s, many_s = (seconds_of_tables(tmp_path / str(rows), rows) for rows in (20_000, 200_000))
+    few_s, many_s = (seconds_of_tables(tmp_path / str(rows), rows) for rows in (2_000, 20_000))
     capsys.readouterr()
-    print(f"20,000 rows take {few_s:.2f} s, 200,000 rows {many_s:.2f} s")
+    print(f"2,000 rows take {few_s:.2f} s, 20,000 rows {many_s:.2f} s")
     assert many_s < 30 * few_s
     assert many_s < 60
