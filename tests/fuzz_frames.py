@@ -154,7 +154,7 @@ def holders(path: Path, draw: Draw) -> Iterator[int]:
         for _ in range(MAX_CLIENTS):
             places.enter_context(connected(path, greet=draw.random() < 0.7))
             yield 1
-        time.sleep(0.2)
+        time.sleep(1.0)
 
 
 def deaf(path: Path, draw: Draw) -> Iterator[int]:
@@ -258,6 +258,7 @@ class Outcome:
     answers: int = 0
     wrong: int = 0
     refused: int = 0  # newcomers: every place was taken by clients that are served
+    errors: list[Exception] = field(default_factory=list)  # of the honest clients
     waits_s: list[float] = field(default_factory=lambda: [0.0])
     newcomer_waits_s: list[float] = field(default_factory=lambda: [0.0])
     growth_mib: float = 0.0
@@ -273,6 +274,7 @@ class Outcome:
             self.code == 0
             and self.wrong == 0
             and self.answers > 0
+            and not self.errors
             and max(self.waits_s + self.newcomer_waits_s) < MAX_WAIT_S * slack
             and self.stop_s < MAX_STOP_S * slack
             and self.growth_mib < MAX_GROWTH_MIB
@@ -325,9 +327,8 @@ class Honest:
         self._outcome = outcome
         self._ending = threading.Event()
         self._threads = [
-            threading.Thread(target=self._stay, args=(random.Random(seed),)),
-            threading.Thread(target=self._come_and_go, args=(random.Random(seed + 1),)),
-            threading.Thread(target=self._only_sleep),
+            threading.Thread(target=self._noting_errors, args=(work, random.Random(seed)))
+            for work in (self._stay, self._come_and_go, self._only_sleep)
         ]
         for thread in self._threads:
             thread.start()
@@ -336,6 +337,13 @@ class Honest:
         self._ending.set()
         for thread in self._threads:
             thread.join()
+
+    def _noting_errors(self, work: Callable[[Draw], None], draw: Draw) -> None:
+        try:
+            work(draw)
+        except Exception as error:
+            print(f"{self._outcome.attack}: an honest client failed: {error!r}", file=sys.stderr)
+            self._outcome.errors.append(error)
 
     def _stay(self, draw: Draw) -> None:
         with client_of(self._path, timeout_s=60.0) as client:
@@ -355,7 +363,7 @@ class Honest:
                 self._outcome.refused += 1
             time.sleep(0.05)
 
-    def _only_sleep(self) -> None:
+    def _only_sleep(self, draw: Draw) -> None:
         """Notice how long this machine lets a thread wait that asks nothing of any generator."""
         while not self._ending.is_set():
             begun_s = time.monotonic()

@@ -31,7 +31,7 @@ from hybridgraph.serving.ipc.messages import (
 
 HELLO_TIMEOUT_S = 5.0
 MAX_CLIENTS = 64
-NEWCOMER_S = 0.25  # in which a client keeps its place though it has not asked for anything yet
+NEWCOMER_S = 0.5  # in which a client keeps its place though it has not asked for anything yet
 IDLE_S = 60.0  # for which a client that was answered keeps its place
 RETRY_S = 0.1  # after a client could not be accepted, as where there are no more descriptors
 POLL_BUDGET_S = 1e-3  # after which a poll leaves what else has arrived to the next one
@@ -195,8 +195,10 @@ class Connections:
     def _make_room(self) -> float:
         """Drop the client that has been idle for longest, if it may be; returns seconds until one may, or 0."""
         idlest = min(self._connections, key=lambda connection: connection.keeps_place_until_s, default=None)
-        if idlest is None or (left_s := idlest.keeps_place_until_s - time.monotonic()) > 0.0:
-            return math.inf if idlest is None else left_s
+        if idlest is None:
+            return math.inf
+        if (left_s := idlest.keeps_place_until_s - time.monotonic()) > 0.0:
+            return left_s
         self.drop(idlest, "request", "nothing was asked for, and another client needs the place")
         return 0.0
 
