@@ -1,6 +1,6 @@
 """Hostile clients of every kind against a generator, with an honest one beside them.
 
-    python -m tests.fuzz_frames --frames 1000000      # about six minutes on two cores
+    python -m tests.fuzz_frames --frames 1000000      # about two minutes on two cores
 
 Each attack has a generator of its own, whose standard error nobody reads, and comes from three processes at once.
 Beside it one honest client asks without a pause, and another connects, asks and leaves. When the attack has sent its

@@ -1,6 +1,6 @@
 """A generator in long use: four clients, mixed lengths, cancels, leases, and captures in the background all the while.
 
-    python -m tests.soak --requests 100000                                  # about eight minutes on two cores
+    python -m tests.soak --requests 100000                                  # about five minutes on two cores
     python -m tests.soak --seconds 600 --device cuda --model llama-2-7b --forward fused --max-graphs 50
 
 Flags that are not its own go to the generator, which by default serves a tiny model on the CPU, with emulated graphs.
